@@ -96,7 +96,7 @@ impl Config {
         let names = check_names(&raw, &mut found);
         disk::check(&raw, &mut found);
         check_memory(&raw, &mut found);
-        let (lanes, sending) = lanes::check(&raw, &mut found);
+        let (lanes, mut sending) = lanes::check(&raw, &mut found);
         parts::check_sources(&mut raw, &mut found);
         parts::check_destinations(&raw, &lanes, &names, &mut found);
         check_monitoring(&raw, &mut found);
@@ -111,7 +111,7 @@ impl Config {
         let (contracts, contract_warnings) = load_contracts(&raw, &names, &lane_names, has_mask_key, &mut found);
         parts::check_watch(&raw, &contracts, &mut found);
         parts::check_enabled(&raw, &contracts, &mut found);
-        lanes::check_order(&sending, &contracts, &mut found);
+        lanes::check_order(&mut sending, &contracts, &mut found);
         if found.is_acceptable() {
             parts::warn_of_gaps(&raw, &contracts, &mut found);
             lanes::warn_of_unused(&raw, &contracts, &mut found);

@@ -2,27 +2,34 @@
 //!
 //! ```text
 //! reader, resend/replay, resend/letters ──▶ outgoing ──▶ sender ══ link ══▶ central
-//!                                 settler ◀── forwarder ◀── answers ◀───────┘
+//!              key_order ◀── refused ─────────────────┐                      │
+//!                                 settler ◀── forwarder ◀── answers ◀────────┘
 //! ```
 //!
 //! Promise: an event is settled only when central has acknowledged it, or when it is a durable dead letter;
-//! first deliveries of one key are in order; one event that makes central disconnect does not block the others.
+//! first deliveries of one key are in order, as its contract says; one event that central refuses, or that makes it
+//! disconnect, does not block the others.
 //! Invariants:
 //! - each pair of lane and destination has its own forwarder and connection, to isolate failures;
-//! - the window bounds the events in flight; after a disconnect they are read again from the journal.
+//! - the window bounds the events in flight; after a disconnect they are read again from the journal;
+//! - what central has answered is not sent again, except what it refused for now.
 //!
 //! Not here: the MQTT session and its reconnects (`link`), the storage of events (`journal`).
 
+mod again;
+mod answers;
 mod batch;
 mod client_id;
 mod config;
 mod followed;
 mod forwarder;
 mod in_flight;
+mod key_order;
 mod lane_link;
 mod lane_sender;
 pub mod meter;
 mod outgoing;
+pub mod overtaken;
 mod pace;
 mod probe;
 mod reader;
@@ -32,6 +39,7 @@ mod sender;
 mod settler;
 mod stats;
 pub mod status;
+mod throttle;
 
 pub use batch::{BATCH, BATCH_ZSTD};
 pub use client_id::{CONNECTIONS, ClientIds};

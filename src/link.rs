@@ -34,8 +34,9 @@ mod websocket;
 
 pub use crate::mqtt::Protocol;
 pub(crate) use crate::mqtt::aliases::Alias;
-pub use crate::mqtt::client::{Head, Inbox, Limits, Rejection, Reply, Will, push_publish};
+pub use crate::mqtt::client::{Head, Inbox, Limits, Reply, Will, push_publish};
 pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_subscribe, push_unsubscribe};
+pub use crate::mqtt::rejection::Rejection;
 pub use address::Address;
 pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Turn};
 pub(crate) use client_conflict::Conflict;

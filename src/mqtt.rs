@@ -17,6 +17,7 @@ pub(crate) mod inbox;
 pub(crate) mod packet;
 pub(crate) mod properties;
 pub(crate) mod reason;
+pub(crate) mod rejection;
 pub(crate) mod topic;
 
 pub use packet::{Frame, Publish, frame, publish};

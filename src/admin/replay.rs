@@ -2,6 +2,7 @@
 
 use super::request::{ApiResult, CommandRequest, json, read_json, refuse, try_blocking};
 use crate::api::{ReplayRequest, ReplayState};
+use crate::forward::replays::ReplaySpec;
 use crate::journal::DONE;
 use hyper::StatusCode;
 use hyper::body::Incoming;
@@ -21,7 +22,7 @@ pub(super) async fn begin(request: CommandRequest, body: Incoming) -> ApiResult 
     let begun = try_blocking(move || {
         let handles = &request.handles;
         let ReplayRequest { destination, filter, rate, dry_run } = wanted;
-        let replay = handles.replays.begin(&handles.journal, &destination, filter, rate, dry_run)?;
+        let replay = handles.replays.begin(&handles.journal, ReplaySpec { destination, filter, rate }, dry_run)?;
         if !dry_run {
             request.audit("replay", &replay, DONE)?;
         }

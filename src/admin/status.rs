@@ -279,6 +279,23 @@ fn notes(status: &Status) -> Vec<String> {
     for link in &status.links {
         notes.extend(link.note.iter().map(|note| format!("link {}/{}: {note}", link.destination, link.lane)));
     }
+    for link in &status.links {
+        let refused = link.refused.as_ref().map(|why| {
+            format!(
+                "link {}/{}: central refuses events for now: {why}; they are tried again, and one publish per key is in flight until a minute passes without a refusal",
+                link.destination, link.lane
+            )
+        });
+        notes.extend(refused);
+        if link.overtaken > 0 {
+            notes.push(format!(
+                "link {}/{}: {} events reached central behind later ones of their key, because central had refused them for now; see the events gateway.order, and order = \"strict\" in the contract",
+                link.destination,
+                link.lane,
+                grouped(link.overtaken)
+            ));
+        }
+    }
     for link in status.links.iter().filter(|link| link.unheard > 0) {
         let (unheard, to, lane) = (grouped(link.unheard), &link.destination, &link.lane);
         notes.push(format!("{unheard} events of lane {lane} were delivered to {to}, where nobody had subscribed"));
@@ -340,6 +357,8 @@ impl LinkHandle {
             delivered: self.stats.delivered.value(),
             unheard: self.stats.unheard.value(),
             refused_for_now: self.stats.refused_for_now.value(),
+            overtaken: self.stats.overtaken.value(),
+            refused: state.refused,
             answer_ms: quantiles_ms(&self.stats.answer),
         }
     }

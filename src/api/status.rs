@@ -132,6 +132,12 @@ pub struct LinkStatus {
     pub unheard: u64,
     /// Publishes that central refused temporarily, since the start.
     pub refused_for_now: u64,
+    /// Events that later ones of their key may have overtaken, since the start.
+    #[serde(default)]
+    pub overtaken: u64,
+    /// Why central refused events for now within the last minute.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// Median and 99th percentile from sending to acknowledgement, in milliseconds.
     pub answer_ms: (f64, f64),
 }

@@ -9,6 +9,7 @@ use crate::setting::{Bytes, Findings, Span, check_word};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Default budget of the dead-letter log: enough for the worst month of a plant.
@@ -165,10 +166,20 @@ fn check_sending(settings: &Lane, sending: &mut Sending, found: &mut Findings<'_
     }
 }
 
-/// Refuses `live-first` for lanes whose contracts promise the order of a key, which it breaks.
-pub(super) fn check_order(sending: &BTreeMap<String, Sending>, contracts: &Contracts, found: &mut Findings<'_>) {
+/// Hands the order that the contracts promise to the lanes, and refuses `live-first` for those in which it is kept for
+/// keys.
+pub(super) fn check_order(sending: &mut BTreeMap<String, Sending>, contracts: &Contracts, found: &mut Findings<'_>) {
+    for (name, sending) in sending.iter_mut() {
+        let mut orders = BTreeMap::new();
+        for contract in contracts.iter().filter(|one| one.publication.lane == *name) {
+            // Of several versions, the strictest counts.
+            let known = orders.entry(contract.publication.stream.clone()).or_insert(contract.order);
+            *known = (*known).max(contract.order);
+        }
+        sending.orders = Arc::new(orders);
+    }
     for (name, _) in sending.iter().filter(|(_, sending)| sending.catch_up == CatchUp::LiveFirst) {
-        let ordered = contracts.iter().find(|one| one.publication.lane == *name && one.order == Order::Key);
+        let ordered = contracts.iter().find(|one| one.publication.lane == *name && one.order != Order::None);
         if let Some(contract) = ordered {
             found.problem(
                 &format!("lane.{name}.catch_up"),

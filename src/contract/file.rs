@@ -135,7 +135,7 @@ pub(super) fn load(
     let topic = raw.topic.clone().unwrap_or_else(|| TOPIC_DEFAULT.into());
     check_topic(&topic).map_err(Mistake::at("topic")).map_err(problem)?;
     // Of the placeholders of a topic, only the device differs between events of one key.
-    if raw.order == Order::Key && topic.contains("{device}") {
+    if raw.order != Order::None && topic.contains("{device}") {
         let message =
             format!("\"{topic}\" spreads the events of one key over several topics; order is kept on one topic only");
         warnings.push(document.problem("topic", message));

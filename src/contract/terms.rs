@@ -121,15 +121,17 @@ pub enum OnViolation {
     Flag,
 }
 
-/// Ordering guarantee for the consumers of a stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// Ordering guarantee for the consumers of a stream, the weakest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// Events of one key never overtake each other.
-    #[default]
-    Key,
     /// No guarantee: events may arrive in any order.
     None,
+    /// Events of one key never overtake each other, unless central refuses one for now while later ones are on the way.
+    #[default]
+    Key,
+    /// Events of one key never overtake each other: one of them is on the way at a time.
+    Strict,
 }
 
 /// `"a", "b" and "c"`.

@@ -5,6 +5,7 @@
 
 use super::outgoing::Outgoing;
 use super::pace::{Batch, Compression};
+use crate::contract::Order;
 use crate::event::Timestamp;
 use crate::link::Protocol;
 use std::collections::VecDeque;
@@ -21,7 +22,10 @@ const OVERHEAD_BYTES: usize = 2048;
 #[derive(Debug)]
 pub(super) struct OpenBatch {
     pub stream: u32,
+    pub order: Order,
     pub offsets: Vec<u64>,
+    /// Sequences of the first and the last event.
+    pub sequences: (u64, u64),
     pub topic: Vec<u8>,
     pub is_backfill: bool,
     /// When the gateway accepted the first event of the batch.
@@ -48,9 +52,15 @@ impl Batcher {
         self.ready.clear();
     }
 
-    /// Returns the next batch to send.
-    pub(super) fn pop_ready(&mut self) -> Option<OpenBatch> {
-        self.ready.pop_front()
+    /// Removes and returns the first closed batch that may be sent.
+    pub(super) fn pop_ready(&mut self, may_send: impl Fn(&OpenBatch) -> bool) -> Option<OpenBatch> {
+        let index = self.ready.iter().position(may_send)?;
+        self.ready.remove(index)
+    }
+
+    /// Number of closed batches.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
     }
 
     /// Returns the largest number of events per batch.
@@ -69,7 +79,13 @@ impl Batcher {
     }
 
     /// Adds an event. Moves a batch to `ready` if the event does not fit into it or makes it full.
-    pub(super) fn add(&mut self, batch: &Batch, packet_bytes_max: usize, event: &Outgoing<'_>, now: Instant) {
+    pub(super) fn add(
+        &mut self,
+        batch: &Batch,
+        packet_bytes_max: usize,
+        event: &Outgoing<'_>,
+        begin: (Instant, Order),
+    ) {
         let bytes_max = (batch.bytes.0 as usize).min(packet_bytes_max.saturating_sub(OVERHEAD_BYTES));
         let events_max = self.events_max(batch);
         let found = self.list.iter().position(|known| known.stream == event.published.stream);
@@ -77,43 +93,32 @@ impl Batcher {
             Some(index) if self.list[index].is_backfill == event.mark.is_some() => index,
             other => {
                 self.ready.extend(other.map(|index| self.list.swap_remove(index)));
-                self.open_batch(event, now)
+                self.open_batch(event, begin)
             }
         };
         let open = &mut self.list[index];
-        let end = open.payload.len();
-        open.payload.push(if end == 0 { b'[' } else { b',' });
-        event.published.renderer.render_structured(&event.record, event.sequence, event.recorded, &mut open.payload);
+        let (end, last) = (open.payload.len(), open.sequences.1);
+        open.push(event);
         if end > 0 && open.payload.len() + 1 > bytes_max {
             // The event exceeds the limit of this batch: it begins the next one.
             let rendered = open.payload.split_off(end + 1);
-            open.payload.truncate(end);
+            open.pop(end, last);
             self.ready.push_back(self.list.swap_remove(index));
-            index = self.open_batch(event, now);
+            index = self.open_batch(event, begin);
             let payload = &mut self.list[index].payload;
             payload.push(b'[');
             payload.extend_from_slice(&rendered);
+            self.list[index].note(event);
         }
         let open = &mut self.list[index];
-        open.offsets.push(event.offset);
         if open.offsets.len() >= events_max || open.payload.len() + 1 >= bytes_max {
             self.ready.push_back(self.list.swap_remove(index));
         }
     }
 
     /// Opens an empty batch and returns its index.
-    fn open_batch(&mut self, event: &Outgoing<'_>, since: Instant) -> usize {
-        let mut topic = Vec::new();
-        event.published.renderer.push_batch_topic(&event.record, &mut topic);
-        self.list.push(OpenBatch {
-            stream: event.published.stream,
-            offsets: Vec::new(),
-            topic,
-            is_backfill: event.mark.is_some(),
-            recorded: event.recorded,
-            payload: std::mem::take(&mut self.spare),
-            since,
-        });
+    fn open_batch(&mut self, event: &Outgoing<'_>, begin: (Instant, Order)) -> usize {
+        self.list.push(OpenBatch::new(event, begin, std::mem::take(&mut self.spare)));
         self.list.len() - 1
     }
 
@@ -139,6 +144,43 @@ impl Batcher {
 }
 
 impl OpenBatch {
+    /// An empty batch of the stream of an event, with an empty buffer.
+    pub(super) fn new(event: &Outgoing<'_>, (since, order): (Instant, Order), payload: Vec<u8>) -> Self {
+        let mut topic = Vec::new();
+        event.published.renderer.push_batch_topic(&event.record, &mut topic);
+        Self {
+            stream: event.published.stream,
+            order,
+            offsets: Vec::new(),
+            sequences: (event.sequence, event.sequence),
+            topic,
+            is_backfill: event.mark.is_some(),
+            recorded: event.recorded,
+            payload,
+            since,
+        }
+    }
+
+    /// Appends an event.
+    pub(super) fn push(&mut self, event: &Outgoing<'_>) {
+        self.payload.push(if self.payload.is_empty() { b'[' } else { b',' });
+        event.published.renderer.render_structured(&event.record, event.sequence, event.recorded, &mut self.payload);
+        self.note(event);
+    }
+
+    /// Notes an event whose bytes are in the payload.
+    fn note(&mut self, event: &Outgoing<'_>) {
+        self.offsets.push(event.offset);
+        self.sequences.1 = event.sequence;
+    }
+
+    /// Removes the last of several events, which began behind `end` bytes of payload; `last` is the sequence before it.
+    fn pop(&mut self, end: usize, last: u64) {
+        self.payload.truncate(end);
+        self.offsets.pop();
+        self.sequences.1 = last;
+    }
+
     /// Closes the batch. Returns the compressed payload, or `None` if `payload` is sent as it is, and the media type.
     pub(super) fn close(&mut self, compression: Compression, protocol: Protocol) -> (Option<Vec<u8>>, &'static str) {
         self.payload.push(b']');

@@ -1,33 +1,29 @@
 //! The forwarder of one lane: the conversation on its link. It reads events, sends them, and settles them by central's
 //! answers.
 //!
-//! Invariant: after a rejection nothing more is sent until everything in flight is answered; then the lane is read again
-//! from its cursor, which keeps the order per key.
+//! Invariant: nothing that central has answered is sent again; what it refuses waits in `key_order`.
 
+use super::answers::Answers;
 use super::config::Config;
-use super::in_flight::Publish;
 use super::lane_link::LaneLink;
 use super::lane_sender::{LaneSender, Pass};
 use super::outgoing::Outgoing;
 use super::pace::{Allowance, Pressure, Sending};
 use super::probe::{Probe, ProbeStep};
 use super::reader::{EventReader, Next};
-use super::sender::Answered;
 use super::settler::Settler;
 use super::stats::Stats;
-use crate::backoff::{Backoff, Jitter};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::{Lane, Outcome};
 use crate::link::{
     Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, LineShare, LinkError, LostSession, Output,
-    Rejection, Session, Start, Target, Traffic, Turn,
+    Session, Start, Target, Traffic, Turn,
 };
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const REFUSED_PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30), Jitter::UpToDouble);
 /// Longest wait for outstanding acknowledgements at the shutdown, to avoid sending these events again.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -58,7 +54,6 @@ pub struct Forwarder {
     share: LineShare,
     settler: Settler,
     probe: Probe,
-    retry: Retry,
     /// Whether more events may be read.
     has_room: bool,
     /// Delivered events before the session began.
@@ -82,7 +77,6 @@ impl Forwarder {
             share,
             settler: Settler::new(link.clone(), dead),
             probe: Probe::default(),
-            retry: Retry { is_due: false, paused_until: None, pauses: REFUSED_PAUSES },
             has_room: false,
             delivered_before: 0,
             link,
@@ -95,16 +89,6 @@ impl Forwarder {
         Client::new(target, connect_as, self.rotation.clone()).run(&mut self, &mut shutdown).await;
         self.link.stats.set_up(false, Some("the gateway is shutting down".into()));
     }
-}
-
-/// Whether events have to be sent again.
-#[derive(Debug)]
-struct Retry {
-    /// Nothing more is sent until all publishes in flight are answered; then the lane is read again.
-    is_due: bool,
-    /// After a temporary rejection: the time until which the session stays silent.
-    paused_until: Option<Instant>,
-    pauses: Backoff,
 }
 
 impl Conversation for Forwarder {
@@ -135,32 +119,25 @@ impl Conversation for Forwarder {
         if self.reader.is_closed() {
             return Err(End::Shutdown);
         }
-        if may_send && self.retry.is_due && self.sender.publishes.in_flight.is_empty() {
-            self.rewind();
-            self.retry.paused_until = Some(clock::instant() + self.retry.pauses.next());
-        }
-        if let Some(left) = self.retry.pause() {
-            return Ok(Turn::in_time(left));
+        if self.sender.order.end_strict(clock::instant()) {
+            self.link.stats.set(|state| state.refused = None);
         }
         if self.probe.due().is_some() {
             return Ok(self.probe(session, output, may_send));
         }
-        // The jump to the live end waits for the publishes in flight.
-        let mut is_jumping = !self.retry.is_due && self.reader.is_live_lagging();
+        // The jump to the live end waits for the publishes in flight. Refused events keep their pauses instead.
+        let mut is_jumping = self.sender.order.waiting() == 0 && self.reader.is_live_lagging();
         if is_jumping && self.sender.publishes.in_flight.is_empty() {
             self.rewind();
             is_jumping = false;
         }
-        let is_sending = may_send && !self.retry.is_due && !is_jumping;
+        let is_sending = may_send && !is_jumping;
         let window = self.link.to.window.min(session.limits().receive_maximum);
         let turn = self.send_owed(session, output, if is_sending { usize::from(window) } else { 0 }).await;
         let in_flight = &self.sender.publishes.in_flight;
         self.share.set(in_flight.bytes().saturating_sub(output.waiting() as u64));
         self.link.stats.set(|state| state.in_flight = in_flight.count());
-        // The readers have already passed the events to send again, which still count as backlog.
-        if !self.retry.is_due {
-            self.report_progress();
-        }
+        self.report_progress();
         Ok(turn)
     }
 
@@ -187,12 +164,12 @@ impl Conversation for Forwarder {
         let (now, wall) = (clock::instant(), Timestamp::from(clock::wall()));
         let line = Arc::clone(self.share.line());
         let mut carried = line.answers(now);
-        let mut answers = Answers { now, wall, settled: Vec::new(), poison: Vec::new() };
+        let mut answers = Answers::new(now, wall);
         let end = loop {
             match self.sender.publishes.next_answer(session) {
                 Ok(Some(answered)) => {
                     carried.add(answered.bytes, answered.sent.sent_at);
-                    self.take_answer(answered, &mut answers);
+                    answers.take(answered, &mut self.sender, &mut self.settler.warnings);
                 }
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(End::Lost(error)),
@@ -200,12 +177,12 @@ impl Conversation for Forwarder {
         };
         line.record(&carried);
         // What was answered before the connection broke counts.
-        let Answers { settled, poison, .. } = answers;
+        let Answers { settled, poison, overtaken, .. } = answers;
+        self.settler.announce(&overtaken);
         if !settled.is_empty() {
             self.settler.settle(&settled);
             self.sender.followed.end(&settled);
             self.link.stats.delivered.add(settled.len() as u64);
-            self.retry.pauses.reset();
         }
         self.write_dead_letters(&poison).await;
         end
@@ -261,47 +238,37 @@ impl Conversation for Forwarder {
     }
 }
 
-/// What the answers that arrived together decide.
-#[derive(Debug)]
-struct Answers {
-    now: Instant,
-    wall: Timestamp,
-    settled: Vec<(u64, u32, Outcome)>,
-    poison: Vec<(u64, String)>,
-}
-
 impl Forwarder {
     /// Begins again at the lowest unsettled event.
     fn rewind(&mut self) {
         self.link.stats.repeated.add(self.sender.publishes.in_flight.count() as u64);
         self.sender.clear();
-        self.retry.is_due = false;
-        self.retry.paused_until = None;
         self.probe.step = ProbeStep::Off;
         self.reader.rewind();
         self.report_progress();
     }
 
     fn report_progress(&self) {
-        self.allowance.report(self.reader.reached(self.sender.publishes.in_flight.count()));
+        self.allowance.report(self.reader.reached(self.sender.unsettled()));
     }
 
     /// Sends what window, output buffer, hours and rate limits allow.
     async fn send_owed(&mut self, session: &Session, output: &mut Output, window: usize) -> Turn {
-        let wait = self.allowance.wait();
+        let now = clock::instant();
+        let wait = self.allowance.wait().max(self.sender.throttle.wait(now));
         if !wait.is_zero() {
-            return self.turn(Some(wait));
+            return Turn::in_time(wait);
         }
         let mut allowed = self.allowance.events();
         let written = output.bytes.len();
         let mut pass = Pass::new(session, output);
         let mut not_owed = Vec::new();
         self.sender.close_aged_batches(pass.now);
-        while self.sender.has_room(window, pass.output) {
-            if self.sender.send_ready_batch(&mut pass) {
+        while self.sender.has_room(window, pass.output) && self.sender.throttle.allows(pass.sent) {
+            if self.sender.send_waiting(&mut pass).await || self.sender.send_ready_batch(&mut pass) {
                 continue;
             }
-            if allowed == 0 {
+            if allowed == 0 || !self.sender.may_read() {
                 break;
             }
             // The backlog may use three quarters of the window.
@@ -320,20 +287,20 @@ impl Forwarder {
         let Pass { now, events, sent, poison, output, .. } = pass;
         self.link.stats.sent.add(sent);
         self.allowance.spend(events, output.bytes.len().saturating_sub(written));
+        self.sender.throttle.spend(sent);
         if !not_owed.is_empty() {
             self.settler.settle(&not_owed);
         }
-        self.has_room = allowed > 0 && self.sender.has_room(window, output);
-        let batch_due = self.sender.batch_due(window, now);
         self.write_dead_letters(&poison).await;
-        let wait = (allowed == 0).then(|| self.allowance.wait());
-        self.turn(wait.into_iter().chain(batch_due).min())
-    }
-
-    /// The next turn comes after `wake_in` at the latest, or at once if the lane has to be read again.
-    fn turn(&self, wake_in: Option<Duration>) -> Turn {
-        let is_at_once = self.retry.is_due && self.sender.publishes.in_flight.is_empty();
-        Turn::in_time(if is_at_once { Duration::ZERO } else { wake_in.unwrap_or(Duration::MAX) })
+        let has_room = self.sender.has_room(window, output);
+        self.has_room = allowed > 0 && has_room && self.sender.may_read() && self.sender.throttle.allows(0);
+        let due = [
+            self.sender.batch_due(window, now),
+            self.sender.order.due_in(now).filter(|_| has_room),
+            (allowed == 0).then(|| self.allowance.wait()),
+            Some(self.sender.throttle.wait(now)).filter(|wait| !wait.is_zero()),
+        ];
+        Turn::in_time(due.into_iter().flatten().min().unwrap_or(Duration::MAX))
     }
 
     /// Takes the probe a step further.
@@ -353,14 +320,14 @@ impl Forwarder {
                     return Turn::in_time(Duration::ZERO);
                 }
             }
-            ProbeStep::Sent if self.sender.publishes.in_flight.is_empty() && !self.retry.is_due => {
-                // Central acknowledged the event: the disconnects have another reason.
+            ProbeStep::Sent if self.sender.publishes.in_flight.is_empty() => {
+                // Central answered the event: the disconnects have another reason.
                 self.end_probe();
                 return Turn::in_time(Duration::ZERO);
             }
             _ => {}
         }
-        self.turn(None)
+        Turn::in_time(Duration::MAX)
     }
 
     fn end_probe(&mut self) {
@@ -384,61 +351,21 @@ impl Forwarder {
         let Some(step) = walk.step_to(lane, offset) else { return false };
         let Some((published, sequence)) = step.numbered else { return false };
         let event = Outgoing { offset, record: step.record, published, sequence, recorded, mark: None };
-        let is_sent = self.sender.publish(&event, &mut Pass::new(session, output)).is_ok();
+        let is_sent = self.sender.publish_suspect(&event, &mut Pass::new(session, output)).is_ok();
         self.link.stats.sent.add(u64::from(is_sent));
         is_sent
     }
 
-    fn take_answer(&mut self, answered: Answered<Publish>, answers: &mut Answers) {
-        let LaneLink { lane, to, stats } = &self.link;
-        let Answered { sent, rejection, is_unheard, .. } = answered;
-        let Answers { now, wall, .. } = *answers;
-        if is_unheard {
-            stats.unheard.add(1);
-            if let Some(held_back) = self.settler.warnings.allow(now) {
-                tracing::warn!(lane = %lane.name, destination = %to.name, held_back, "central acknowledged an event whose topic has no subscriber there");
-            }
-        }
-        match rejection {
-            None => {
-                stats.answer.record(now.duration_since(sent.sent_at), 1);
-                stats.settle.record(wall.since(sent.recorded), 1);
-                answers.settled.extend(sent.offsets().map(|offset| (offset, sent.stream, Outcome::Delivered)));
-                self.sender.batcher.double_size();
-            }
-            Some(Rejection::Permanent(code, why)) if sent.count() > 1 => {
-                tracing::debug!(lane = %lane.name, destination = %to.name, events = sent.count(), "central rejected a batch: 0x{code:02x} {why}; will retry with batches of half the size");
-                self.sender.batcher.halve_size(sent.count());
-                self.retry.is_due = true;
-            }
-            Some(Rejection::Permanent(code, why)) => {
-                answers.poison.push((sent.offset, format!("central refuses it: 0x{code:02x} {why}")));
-            }
-            Some(Rejection::Temporary(code, why)) => {
-                stats.refused_for_now.add(1);
-                if let Some(held_back) = self.settler.warnings.allow(now) {
-                    tracing::warn!(lane = %lane.name, destination = %to.name, held_back, "central rejected an event temporarily: 0x{code:02x} {why}; will retry");
-                }
-                self.retry.is_due = true;
-            }
-        }
-    }
-
-    /// Turns events into dead letters; those that could not become one are read again.
+    /// Turns events into dead letters; those that could not become one are tried again.
     async fn write_dead_letters(&mut self, events: &[(u64, String)]) {
+        if events.is_empty() {
+            return;
+        }
         let durable = self.settler.write_dead_letters(events).await;
         self.sender.followed.end(&durable);
-        self.retry.is_due |= durable.len() < events.len();
-    }
-}
-
-impl Retry {
-    /// Remaining pause after a temporary rejection.
-    fn pause(&mut self) -> Option<Duration> {
-        let left = self.paused_until?.saturating_duration_since(clock::instant());
-        if left.is_zero() {
-            self.paused_until = None;
+        let now = clock::instant();
+        for (offset, _) in events.iter().filter(|(offset, _)| durable.iter().all(|(known, ..)| known != offset)) {
+            self.sender.put_back(*offset, now);
         }
-        (!left.is_zero()).then_some(left)
     }
 }

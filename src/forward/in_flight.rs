@@ -26,21 +26,53 @@ pub(super) struct Publish {
     pub offset: u64,
     /// Offsets of the other events of a batch.
     pub other_offsets: Vec<u64>,
+    pub is_batch: bool,
+    pub is_backfill: bool,
     pub stream: u32,
+    /// Sequences of its first and last event.
+    pub sequences: (u64, u64),
+    /// What its order is kept for (see `key_order`).
+    pub key: u64,
+    /// Whether its key counts as in flight.
+    pub is_counted: bool,
     pub sent_at: Instant,
     /// When the gateway accepted its event, or the oldest event of a batch.
     pub recorded: Timestamp,
+    pub refusals: Refusals,
+    /// Whether a later event of its key was accepted before it.
+    pub is_overtaken: bool,
+}
+
+/// How often central has refused a publish for now, and since when.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Refusals {
+    pub count: u32,
+    pub since: Option<Instant>,
 }
 
 impl Publish {
-    pub(super) fn single(offset: u64, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
-        Self { offset, other_offsets: Vec::new(), stream, sent_at, recorded }
+    /// A publish of one event.
+    pub(super) fn new(offset: u64, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
+        Self {
+            offset,
+            other_offsets: Vec::new(),
+            is_batch: false,
+            is_backfill: false,
+            stream,
+            sequences: (0, 0),
+            key: 0,
+            is_counted: false,
+            sent_at,
+            recorded,
+            refusals: Refusals::default(),
+            is_overtaken: false,
+        }
     }
 
     /// A batch of at least one event.
     pub(super) fn batch(mut offsets: Vec<u64>, stream: u32, sent_at: Instant, recorded: Timestamp) -> Self {
         let offset = if offsets.is_empty() { 0 } else { offsets.remove(0) };
-        Self { offset, other_offsets: offsets, stream, sent_at, recorded }
+        Self { other_offsets: offsets, is_batch: true, ..Self::new(offset, stream, sent_at, recorded) }
     }
 
     /// Returns the offsets of all its events.
@@ -50,6 +82,13 @@ impl Publish {
 
     pub(super) fn count(&self) -> usize {
         1 + self.other_offsets.len()
+    }
+
+    /// Divides a batch of several events in two; the first half has the lower offsets.
+    pub(super) fn halves(mut self) -> (Self, Self) {
+        let others = self.other_offsets.split_off(self.count() / 2 - 1);
+        let second = Self { offset: others[0], other_offsets: others[1..].to_vec(), ..self.clone() };
+        (self, second)
     }
 }
 
@@ -109,6 +148,10 @@ impl<T> InFlight<T> {
         Some((sent, bytes as usize))
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.sent.iter_mut().flatten().map(|(sent, _)| sent)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.sent.iter().flatten().map(|(sent, _)| sent)
     }
@@ -136,7 +179,7 @@ mod tests {
                 while flight.has_room(window) {
                     let id = flight.next_id();
                     prop_assert!(id != 0 && open.iter().all(|(used, _)| *used != id));
-                    flight.push(Publish::single(offset, 0, Instant::now(), Timestamp(0)), offset as usize + 1);
+                    flight.push(Publish::new(offset, 0, Instant::now(), Timestamp(0)), offset as usize + 1);
                     open.push((id, offset));
                     offset += 1;
                 }
@@ -148,5 +191,23 @@ mod tests {
                 prop_assert_eq!(flight.lowest(), open.iter().map(|(_, offset)| *offset).min());
             }
         }
+    }
+
+    #[test]
+    fn a_batch_is_halved_until_each_event_is_alone() {
+        let batch = Publish::batch((1..=7).collect(), 0, Instant::now(), Timestamp(0));
+        let mut whole = vec![batch];
+        let mut alone = Vec::new();
+        while let Some(batch) = whole.pop() {
+            if batch.count() == 1 {
+                alone.push(batch.offset);
+                continue;
+            }
+            let count = batch.count();
+            let (first, second) = batch.halves();
+            assert_eq!((first.count(), second.count()), (count / 2, count - count / 2));
+            whole.extend([second, first]);
+        }
+        assert_eq!(alone, (1..=7).collect::<Vec<_>>());
     }
 }

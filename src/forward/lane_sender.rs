@@ -1,13 +1,18 @@
 //! Sends the events of a lane, alone or in batches, within the window and the output buffer.
 
+use super::again::read_again;
 use super::batch::{Batcher, OpenBatch};
 use super::followed::Followed;
-use super::in_flight::Publish;
+use super::in_flight::{Publish, Refusals};
+use super::key_order::{Held, Key, KeyOrder, StreamOrders, Waiting, key_of, key_of_batch, key_of_none};
 use super::lane_link::LaneLink;
-use super::outgoing::Outgoing;
+use super::outgoing::{Mark, Outgoing};
 use super::pace::Sending;
 use super::sender::Sender;
+use super::throttle::Throttle;
 use crate::clock;
+use crate::contract::Order;
+use crate::event::{Record, Timestamp};
 use crate::link::{Output, Session};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,13 +20,21 @@ use std::time::{Duration, Instant};
 /// Output buffer size at which the forwarder stops filling it, in bytes.
 const OUTPUT_BYTES: usize = 64 << 10;
 
+/// Ready batches up to which the lane is read, while some wait for an earlier batch of their stream.
+const READY_MAX: usize = 4;
+/// Pause before an event is read again that could not be read.
+const READ_PAUSE: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(super) struct LaneSender {
-    link: LaneLink,
+    pub link: LaneLink,
     sending: Arc<Sending>,
     pub publishes: Sender<Publish>,
     pub batcher: Batcher,
     pub followed: Followed,
+    pub order: KeyOrder,
+    pub throttle: Throttle,
+    orders: StreamOrders,
 }
 
 /// The session to send on, and the results of one call of `fill`.
@@ -44,19 +57,52 @@ impl<'a> Pass<'a> {
 
 impl LaneSender {
     pub(super) fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
-        let publishes = Sender::new(&link.to);
-        Self { link, sending, publishes, batcher: Batcher::default(), followed: Followed::default() }
+        let (publishes, orders) = (Sender::new(&link.to), StreamOrders::new(&sending.orders));
+        let throttle = Throttle::new(clock::instant());
+        let (batcher, followed, order) = (Batcher::default(), Followed::default(), KeyOrder::default());
+        Self { link, sending, publishes, batcher, followed, order, throttle, orders }
     }
 
     pub(super) fn has_room(&self, window: usize, output: &Output) -> bool {
         self.publishes.in_flight.has_room(window) && output.waiting() < OUTPUT_BYTES
     }
 
-    /// Forgets what is in flight and in open batches.
+    /// Whether further events may be read.
+    pub(super) fn may_read(&self) -> bool {
+        self.batcher.ready() < READY_MAX
+            && self.order.has_room(self.publishes.in_flight.count(), usize::from(self.link.to.window))
+    }
+
+    /// Number of publishes that are not answered, or wait to be sent.
+    pub(super) fn unsettled(&self) -> usize {
+        self.publishes.in_flight.count() + self.order.waiting()
+    }
+
+    /// Forgets what is in flight, in open batches and waiting.
     pub(super) fn clear(&mut self) {
         self.publishes.in_flight.clear();
         self.followed.clear();
         self.batcher.clear();
+        self.order.clear();
+    }
+
+    /// Begins or prolongs the time with one publish per key in flight; returns whether it began.
+    pub(super) fn begin_strict(&mut self, now: Instant) -> bool {
+        self.order.begin_strict(now, self.publishes.in_flight.iter_mut())
+    }
+
+    /// Sends a rejected batch again in two halves, so that the event that is meant is alone in the end.
+    pub(super) fn halve(&mut self, batch: Publish) {
+        self.batcher.halve_size(batch.count());
+        let (first, second) = batch.halves();
+        self.order.put_refused(first, None);
+        self.order.put_refused(second, None);
+    }
+
+    /// Tries an event again later that could not become a dead letter.
+    pub(super) fn put_back(&mut self, offset: u64, now: Instant) {
+        let publish = Publish { key: key_of_none(offset), ..Publish::new(offset, 0, now, Timestamp(0)) };
+        self.order.put_refused(publish, Some(now + READ_PAUSE));
     }
 
     pub(super) fn close_aged_batches(&mut self, now: Instant) {
@@ -71,46 +117,176 @@ impl LaneSender {
         self.batcher.due_in(batch, now)
     }
 
-    /// Sends the next closed batch; returns `false` if there is none.
+    /// Sends the next closed batch that has to wait for no other; returns `false` if there is none.
     pub(super) fn send_ready_batch(&mut self, pass: &mut Pass<'_>) -> bool {
-        let Some(mut ready) = self.batcher.pop_ready() else { return false };
+        let Self { batcher, order, .. } = self;
+        let Some(ready) = batcher.pop_ready(|batch| !order.must_wait(key_of_open(batch), batch.order)) else {
+            return false;
+        };
+        let mut publish = of_batch(&ready, pass.now);
+        order.sent(&mut publish, ready.order);
+        self.publish_batch(ready, publish, pass);
+        true
+    }
+
+    fn publish_batch(&mut self, mut ready: OpenBatch, publish: Publish, pass: &mut Pass<'_>) {
         let written = self.publishes.publish_batch(&mut ready, &self.sending, pass.session, pass.output);
         self.batcher.recycle(std::mem::take(&mut ready.payload));
-        let OpenBatch { offsets, stream, recorded, .. } = ready;
         match written {
             Ok(bytes) => {
-                self.publishes.in_flight.push(Publish::batch(offsets, stream, pass.now, recorded), bytes);
+                self.publishes.in_flight.push(publish, bytes);
                 pass.sent += 1;
             }
             // Batches are kept below the broker's limit: this one holds a single event that is too large.
-            Err(reason) => pass.poison.extend(offsets.into_iter().map(|offset| (offset, reason.clone()))),
+            Err(reason) => {
+                if publish.is_counted {
+                    self.order.release(publish.key);
+                }
+                pass.poison.extend(publish.offsets().map(|offset| (offset, reason.clone())));
+            }
+        }
+    }
+
+    /// Sends an event, adds it to a batch, or holds it until its key is free.
+    pub(super) fn send(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) {
+        pass.events += 1;
+        let order = self.orders.of(event.published);
+        match &self.sending.batch {
+            Some(batch) => {
+                let packet_bytes_max = pass.session.limits().packet_bytes_max;
+                self.batcher.add(batch, packet_bytes_max, event, (pass.now, order));
+                self.follow(event);
+            }
+            None => {
+                let mut publish = Publish { key: key_of_event(event, order), ..of_event(event, pass.now) };
+                if self.order.must_wait(publish.key, order) {
+                    self.order.hold(publish.key, event);
+                } else {
+                    self.order.sent(&mut publish, order);
+                    self.publish_or_give_up(event, publish, pass);
+                }
+            }
+        }
+    }
+
+    fn follow(&mut self, event: &Outgoing<'_>) {
+        self.followed.begin(&event.record.id, &self.link.lane, &self.link.to, (event.offset, event.sequence));
+    }
+
+    /// Publishes an event; one that the broker cannot take becomes a dead letter.
+    fn publish_or_give_up(&mut self, event: &Outgoing<'_>, publish: Publish, pass: &mut Pass<'_>) {
+        let counted = publish.is_counted.then_some(publish.key);
+        match self.publish(event, publish, pass) {
+            Ok(()) => self.follow(event),
+            Err(reason) => {
+                counted.into_iter().for_each(|key| self.order.release(key));
+                pass.poison.push((event.offset, reason));
+            }
+        }
+    }
+
+    /// Publishes an event alone. The error says why the broker cannot take it.
+    fn publish(&mut self, event: &Outgoing<'_>, publish: Publish, pass: &mut Pass<'_>) -> Result<(), String> {
+        self.publishes.publish(event, publish, pass.session, pass.output)?;
+        pass.sent += 1;
+        Ok(())
+    }
+
+    /// Publishes an event alone, whatever else waits. The error says why the broker cannot take it.
+    pub(super) fn publish_suspect(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) -> Result<(), String> {
+        let key = key_of_none(event.offset);
+        self.publish(event, Publish { key, ..of_event(event, pass.now) }, pass)
+    }
+
+    /// Sends what waits and may be sent now: refused events, and those that were held for them. Returns `false` if there
+    /// is nothing.
+    pub(super) async fn send_waiting(&mut self, pass: &mut Pass<'_>) -> bool {
+        match self.order.next(pass.now) {
+            None => return false,
+            Some(Waiting::Held(key, held)) => {
+                let refusals = Refusals::default();
+                self.send_held(&held, (key, refusals, false), pass);
+            }
+            Some(Waiting::Refused { publish, .. }) => self.send_refused(publish, pass).await,
         }
         true
     }
 
-    /// Sends an event, or adds it to a batch.
-    pub(super) fn send(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) {
-        pass.events += 1;
-        match &self.sending.batch {
-            Some(batch) => {
-                let packet_bytes_max = pass.session.limits().packet_bytes_max;
-                self.batcher.add(batch, packet_bytes_max, event, pass.now);
+    async fn send_refused(&mut self, publish: Publish, pass: &mut Pass<'_>) {
+        let Some(read) = read_again(&self.link, publish.offsets().collect()).await else {
+            return self.order.put_refused(publish, Some(pass.now + READ_PAUSE));
+        };
+        let lost = |offset| (offset, "the contract of this event is lost".to_owned());
+        pass.poison.extend(read.unreadable.into_iter().map(lost));
+        let events: Vec<Held> =
+            read.events.into_iter().map(|held| Held { is_backfill: publish.is_backfill, ..held }).collect();
+        match &events[..] {
+            [] => self.order.skip(publish.key),
+            [event] if !publish.is_batch => {
+                self.send_held(event, (publish.key, publish.refusals, publish.is_overtaken), pass);
             }
-            None => {
-                if let Err(reason) = self.publish(event, pass) {
-                    pass.poison.push((event.offset, reason));
-                    return;
-                }
-            }
+            _ => self.send_batch_again(&events, publish, pass),
         }
-        self.followed.begin(&event.record.id, &self.link.lane, &self.link.to, (event.offset, event.sequence));
     }
 
-    /// Publishes an event alone. The error says why the broker cannot take it.
-    pub(super) fn publish(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) -> Result<(), String> {
-        let kept = Publish::single(event.offset, event.published.stream, pass.now, event.recorded);
-        self.publishes.publish(event, kept, pass.session, pass.output)?;
-        pass.sent += 1;
-        Ok(())
+    /// Sends an event that waited. `state` has its key, its refusals, and whether it was overtaken.
+    fn send_held(&mut self, held: &Held, state: (Key, Refusals, bool), pass: &mut Pass<'_>) {
+        let (key, refusals, is_overtaken) = state;
+        let sending = Arc::clone(&self.sending);
+        let Some(event) = held.outgoing(&sending) else { return self.order.skip(key) };
+        let mut publish = Publish { key, refusals, is_overtaken, ..of_event(&event, pass.now) };
+        self.order.count(&mut publish);
+        self.publish_or_give_up(&event, publish, pass);
+    }
+
+    fn send_batch_again(&mut self, events: &[Held], before: Publish, pass: &mut Pass<'_>) {
+        let mut batch = None;
+        for event in events.iter().filter_map(|held| held.outgoing(&self.sending)) {
+            let order = self.orders.of(event.published);
+            batch.get_or_insert_with(|| OpenBatch::new(&event, (pass.now, order), Vec::new())).push(&event);
+        }
+        let Some(batch) = batch else { return self.order.skip(before.key) };
+        let mut publish = Publish {
+            key: before.key,
+            refusals: before.refusals,
+            is_overtaken: before.is_overtaken,
+            ..of_batch(&batch, pass.now)
+        };
+        self.order.count(&mut publish);
+        self.publish_batch(batch, publish, pass);
+    }
+}
+
+/// The publish of one event.
+fn of_event(event: &Outgoing<'_>, now: Instant) -> Publish {
+    let (sequences, is_backfill) = ((event.sequence, event.sequence), event.mark.is_some());
+    Publish { sequences, is_backfill, ..Publish::new(event.offset, event.published.stream, now, event.recorded) }
+}
+
+fn of_batch(batch: &OpenBatch, now: Instant) -> Publish {
+    let (key, sequences, is_backfill) = (key_of_open(batch), batch.sequences, batch.is_backfill);
+    Publish { key, sequences, is_backfill, ..Publish::batch(batch.offsets.clone(), batch.stream, now, batch.recorded) }
+}
+
+fn key_of_open(batch: &OpenBatch) -> Key {
+    match batch.order {
+        Order::None => key_of_none(batch.offsets.first().copied().unwrap_or(0)),
+        Order::Key | Order::Strict => key_of_batch(batch.stream),
+    }
+}
+
+fn key_of_event(event: &Outgoing<'_>, order: Order) -> Key {
+    match order {
+        Order::None => key_of_none(event.offset),
+        Order::Key | Order::Strict => key_of(event.published.stream, event.record.key),
+    }
+}
+
+impl Held {
+    fn outgoing<'a>(&'a self, sending: &'a Sending) -> Option<Outgoing<'a>> {
+        let record = Record::decode(&self.record).ok()?;
+        let mark = self.is_backfill.then(|| Mark::backfill(sending));
+        let Self { offset, published, sequence, recorded, .. } = self;
+        Some(Outgoing { offset: *offset, record, published, sequence: *sequence, recorded: *recorded, mark })
     }
 }

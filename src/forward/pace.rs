@@ -5,12 +5,14 @@
 
 use super::meter::{ByteBudget, Meter};
 use crate::clock;
+use crate::contract::Order;
 use crate::event::Timestamp;
 use crate::journal::Lane;
 use crate::link::Line;
 use crate::setting::{Bytes, Span};
 use jiff::tz::TimeZone;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,6 +31,8 @@ pub struct Sending {
     pub yielding: Option<Rate>,
     /// Hours in which the lane is sent; `None` for always.
     pub hours: Option<Hours>,
+    /// The order that the contracts of the lane promise, by stream.
+    pub orders: Arc<BTreeMap<String, Order>>,
 }
 
 /// Sending order after an outage.

@@ -31,6 +31,15 @@ impl ReplayFilter {
     }
 }
 
+/// A replay that is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct ReplaySpec {
+    pub destination: String,
+    pub filter: ReplayFilter,
+    /// Events per second at most; `None` for no limit.
+    pub rate: Option<u64>,
+}
+
 /// All replays of the gateway, saved as notes.
 #[derive(Debug)]
 pub struct Replays {
@@ -80,26 +89,19 @@ impl Replays {
     }
 
     /// Starts a replay; with `is_dry_run`, only counts its events. Blocks the thread while it counts.
-    pub fn begin(
-        &self,
-        journal: &Journal,
-        destination: &str,
-        filter: ReplayFilter,
-        rate: Option<u64>,
-        is_dry_run: bool,
-    ) -> Result<Replay, JournalError> {
+    pub fn begin(&self, journal: &Journal, wanted: ReplaySpec, is_dry_run: bool) -> Result<Replay, JournalError> {
+        let ReplaySpec { destination, filter, rate } = wanted;
         let mut events = 0;
         let mut lanes = Vec::new();
         for lane in journal.lanes() {
             let from = filter.since.map_or_else(|| lane.first(), |since| lane.offset_at(since));
             let end = lane.end();
-            events += count(lane, destination, &filter, from, end)?;
+            events += count(lane, &destination, &filter, (from, end))?;
             lanes.push((lane.name.clone(), from, end));
         }
         let _guard = self.write_lock();
         let id = self.by_id().keys().next_back().map_or(1, |last| last + 1);
         let begun = Timestamp::from(clock::wall());
-        let destination = destination.to_owned();
         let state = ReplayState::Running;
         let replay = Replay { id, destination, filter, rate, state, events, sent: 0, failed: 0, begun, lanes };
         if !is_dry_run {
@@ -160,7 +162,12 @@ impl Replays {
 }
 
 /// Counts the events of a lane that a replay would send.
-fn count(lane: &Arc<Lane>, destination: &str, filter: &ReplayFilter, from: u64, end: u64) -> Result<u64, JournalError> {
+fn count(
+    lane: &Arc<Lane>,
+    destination: &str,
+    filter: &ReplayFilter,
+    (from, end): (u64, u64),
+) -> Result<u64, JournalError> {
     let Some(settled) = lane.settled(destination) else { return Ok(0) };
     let mut count = 0;
     let mut next = from;
@@ -195,8 +202,9 @@ mod tests {
         let seal = Seal { format: 1, environment: "test".into(), name: None };
         let journal = Journal::open(&config, &seal, Arc::new(RealDisk)).expect("opens");
         let replays = Replays::open(&journal).expect("opens");
+        let wanted = || ReplaySpec { destination: "central".into(), ..ReplaySpec::default() };
         for round in 0..20 {
-            let replay = replays.begin(&journal, "central", ReplayFilter::default(), None, false).expect("begins");
+            let replay = replays.begin(&journal, wanted(), false).expect("begins");
             std::thread::scope(|scope| {
                 let worker = scope.spawn(|| {
                     let mut sent = 0;
@@ -214,7 +222,7 @@ mod tests {
             assert_eq!(replays.find(replay.id).map(|found| found.state), Some(ReplayState::Paused), "round {round}");
         }
         let ids: Vec<u64> = std::thread::scope(|scope| {
-            let begin = || replays.begin(&journal, "central", ReplayFilter::default(), None, false).expect("begins").id;
+            let begin = || replays.begin(&journal, wanted(), false).expect("begins").id;
             let workers: Vec<_> = (0..4).map(|_| scope.spawn(begin)).collect();
             workers.into_iter().map(|worker| worker.join().expect("no panic")).collect()
         });

@@ -2,6 +2,7 @@
 //!
 //! Invariant: an event is settled as dead only when its dead letter is durable.
 
+use super::key_order::OvertakenEvents;
 use super::lane_link::{LaneLink, Settled};
 use crate::api::LetterStage;
 use crate::clock;
@@ -13,6 +14,10 @@ use crate::telemetry::Limiter;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout_at;
+
+/// Longest wait for dead letters to become durable: a full disk must hold up neither the link nor the shutdown.
+const LETTERS_WAIT_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 pub(super) struct Settler {
@@ -31,6 +36,19 @@ impl Settler {
         self.link.lane.settle(&self.link.to.name, events);
     }
 
+    /// Counts events that others of their key have overtaken, and has them announced.
+    pub(super) fn announce(&mut self, events: &[OvertakenEvents]) {
+        if events.is_empty() {
+            return;
+        }
+        let LaneLink { lane, to, stats } = &self.link;
+        stats.overtaken.add(events.iter().map(|one| one.count).sum());
+        stats.unannounced.add(events);
+        if let Some(held_back) = self.warnings.allow(clock::instant()) {
+            tracing::warn!(lane = %lane.name, destination = %to.name, held_back, "central accepted events before earlier ones of their key that it had refused for now; order = \"strict\" in the contract prevents that");
+        }
+    }
+
     /// Writes dead letters for events, and settles the events once the letters are durable. Returns those; an event that
     /// could not be read, or whose letter was not stored, stays unsettled.
     pub(super) async fn write_dead_letters(&mut self, events: &[(u64, String)]) -> Vec<Settled> {
@@ -39,6 +57,7 @@ impl Settler {
         }
         let LaneLink { lane, to, stats } = &self.link;
         let now = Timestamp::from(clock::wall());
+        let deadline = tokio::time::Instant::from(clock::instant() + LETTERS_WAIT_MAX);
         let mut waiter = Waiter::default();
         let mut settled = Vec::new();
         for (offset, reason) in events {
@@ -55,26 +74,33 @@ impl Settler {
             let attributes = record.attributes.iter().filter(|one| !matches!(one, Attribute::Exchange { .. }));
             let stored = dead_letter.encode();
             let letter = dead_letter.record(&stored, publication, attributes.copied().collect());
-            if let Ok(ticket) = self.dead.submit_when_room(&letter, &mut waiter).await {
+            let submitted = timeout_at(deadline, self.dead.submit_when_room(&letter, &mut waiter)).await;
+            if let Ok(Ok(ticket)) = submitted {
                 settled.push((at, stream, ticket));
             }
         }
         let mut durable = Vec::new();
         for (offset, stream, ticket) in settled {
             // The cursor moves after the dead letter is durable: a crash in between only repeats the event.
-            if self.dead.await_receipt(ticket, &waiter).await.is_ok() {
+            if let Ok(Ok(_)) = timeout_at(deadline, self.dead.await_receipt(ticket, &waiter)).await {
                 durable.push((offset, stream, Outcome::Dead));
             }
         }
         stats.dead.add(durable.len() as u64);
+        if durable.len() < events.len()
+            && let Some(held_back) = self.warnings.allow(clock::instant())
+        {
+            tracing::warn!(lane = %lane.name, destination = %to.name, count = events.len() - durable.len(), held_back, "could not write dead letters; their events stay in the lane, will retry");
+        }
+        if durable.is_empty() {
+            return durable;
+        }
         if let Some(held_back) = self.warnings.allow(clock::instant()) {
             tracing::warn!(lane = %lane.name, destination = %to.name, count = durable.len(), held_back, "events became dead letters; see `forebay dead list`");
         }
         lane.settle(&to.name, &durable);
-        if !durable.is_empty() {
-            // A crash that loses the cursor would write second dead letters for these events.
-            lane.write_cursors_soon();
-        }
+        // A crash that loses the cursor would write second dead letters for these events.
+        lane.write_cursors_soon();
         durable
     }
 

@@ -1,10 +1,12 @@
 //! What a forwarder counts, and the state of its connection.
 
+use super::key_order::OvertakenEvents;
 use crate::clock;
 use crate::event::Timestamp;
 use crate::link::Peer;
 use crate::telemetry::{Counter, Histogram};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 
 /// Counters and state of one forwarder.
 #[derive(Debug, Default)]
@@ -16,6 +18,8 @@ pub struct Stats {
     pub sent: Counter,
     /// Publishes that central rejected temporarily.
     pub refused_for_now: Counter,
+    /// Events that later ones of their key may have overtaken, because central refused them for now.
+    pub overtaken: Counter,
     /// Events that this forwarder turned into dead letters.
     pub dead: Counter,
     /// Publishes that were unacknowledged when the session ended, and that are sent again.
@@ -27,6 +31,7 @@ pub struct Stats {
     pub answer: Histogram,
     /// Time from accepting an event to its acknowledgement; for a batch, of its oldest event.
     pub settle: Histogram,
+    pub(super) unannounced: Unannounced,
     state: Mutex<LinkState>,
 }
 
@@ -41,8 +46,30 @@ pub struct LinkState {
     pub in_flight: usize,
     /// A warning for the operator while the session continues.
     pub note: Option<String>,
+    /// Why central refused events for now within the last minute.
+    pub refused: Option<String>,
     /// The server of the last session.
     pub peer: Option<Peer>,
+}
+
+/// The overtaken events of one forwarder that are not yet announced, by stream.
+#[derive(Debug, Default)]
+pub(super) struct Unannounced(Mutex<BTreeMap<u32, OvertakenEvents>>);
+
+impl Unannounced {
+    pub(super) fn add(&self, events: &[OvertakenEvents]) {
+        let mut by_stream = self.0.lock();
+        for one in events {
+            let known = by_stream.entry(one.stream).or_insert(OvertakenEvents { count: 0, ..*one });
+            known.first = known.first.min(one.first);
+            known.last = known.last.max(one.last);
+            known.count += one.count;
+        }
+    }
+
+    pub(super) fn take(&self) -> Vec<OvertakenEvents> {
+        std::mem::take(&mut *self.0.lock()).into_values().collect()
+    }
 }
 
 impl Stats {
@@ -63,7 +90,8 @@ impl Stats {
             if state.is_up != is_up || state.since.is_none() {
                 state.since = Some(Timestamp::from(clock::wall()));
             }
-            *state = LinkState { is_up, since: state.since, reason, in_flight: 0, note: None, peer: state.peer };
+            let (since, refused, peer) = (state.since, state.refused.take(), state.peer);
+            *state = LinkState { is_up, since, reason, in_flight: 0, note: None, refused, peer };
         });
         is_changed
     }

@@ -6,6 +6,7 @@ use crate::admin::{Handles, LinkHandle};
 use crate::config::Config;
 use crate::contract::GatewayNames;
 use crate::forward::meter::Meter;
+use crate::forward::overtaken::{self, OrderSpec};
 use crate::forward::resend::{Resender, ResenderSpec};
 use crate::forward::status::{self, StatusSpec};
 use crate::forward::{self, Forwarder, Pressure, Sending};
@@ -60,6 +61,7 @@ impl DestinationSpec {
         let rotation = CredentialRotation::new(changed);
         let shared = Shared { handles: &services.handles, pressure, rotation, meter };
         let (links, mut parts): (Vec<_>, Vec<_>) = lanes.iter().map(|lane| self.link(lane, &shared)).unzip();
+        parts.push(self.order(&links, &shared));
         parts.push(self.resender(&shared));
         parts.push(self.status(&shared));
         parts.push(self.meter(&shared));
@@ -105,6 +107,18 @@ impl DestinationSpec {
             Ok(Box::pin(resender.run(shutdown)))
         });
         part.with_priority(Priority::Low)
+    }
+
+    fn order(&self, links: &[LinkHandle], shared: &Shared<'_>) -> PartSpec {
+        let spec = OrderSpec {
+            journal: Arc::clone(&shared.handles.journal),
+            around: shared.handles.surroundings.clone(),
+            destination: self.config.name.clone(),
+            links: links.iter().map(|link| (link.lane.name.clone(), Arc::clone(&link.stats))).collect(),
+        };
+        PartSpec::new(format!("order {}", self.config.name), move |shutdown| {
+            Ok(Box::pin(overtaken::run(spec.clone(), shutdown)))
+        })
     }
 
     fn meter(&self, shared: &Shared<'_>) -> PartSpec {

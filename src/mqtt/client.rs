@@ -2,8 +2,10 @@
 //! hand-written for speed: every event passes through them.
 
 use super::Protocol;
+use super::packet;
 use super::properties::{push_text, push_varint, varint_bytes};
 use super::reason::ReasonCode;
+use super::rejection::Rejection;
 use bytes::{Buf, Bytes, BytesMut};
 use rumqttc::mqttbytes as codec;
 use rumqttc::mqttbytes::v4;
@@ -89,30 +91,6 @@ pub enum Reply {
     },
     ConnectRejected(String),
     Disconnected(String),
-}
-
-/// Why the broker rejected a publish: reason code and its name in the specification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// A further attempt would fail as well.
-    Permanent(u8, &'static str),
-    /// A later attempt may succeed.
-    Temporary(u8, &'static str),
-}
-
-impl Rejection {
-    /// No Matching Subscribers, which counts as a temporary rejection if `require_subscriber` is set.
-    pub const NO_SUBSCRIBERS: Self =
-        Self::Temporary(ReasonCode::NoMatchingSubscribers.value(), "no matching subscribers");
-
-    fn of(code: ReasonCode) -> Self {
-        match code {
-            ReasonCode::NotAuthorized | ReasonCode::TopicNameInvalid | ReasonCode::PayloadFormatInvalid => {
-                Self::Permanent(code.value(), code.name())
-            }
-            _ => Self::Temporary(code.value(), code.name()),
-        }
-    }
 }
 
 /// Everything of a PUBLISH but its topic and its payload.
@@ -267,21 +245,63 @@ pub(crate) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Re
         // rumqttc's codec rejects this valid form.
         return Ok(Some(Reply::Disconnected("normal disconnection".into())));
     }
+    if input.first().is_some_and(|first| first >> 4 == PUBACK) {
+        return read_puback(input);
+    }
     match protocol {
         Protocol::V5 => read_v5(input),
         Protocol::V3 => read_v3(input),
     }
 }
 
+/// Packet types in the upper half of the first byte.
+const CONNACK: u8 = 2;
+const PUBACK: u8 = 4;
+const DISCONNECT_TYPE: u8 = 14;
+
+/// Reads a PUBACK of either version. The codec rejects reason codes that the standard does not list.
+fn read_puback(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
+    let malformed = || BrokerFault("a malformed PUBACK".into());
+    let frame = match packet::frame(input, INCOMING_BYTES_MAX as usize) {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return Ok(None),
+        Err(fault) => return Err(BrokerFault(fault.text.into())),
+    };
+    let &[high, low, ref rest @ ..] = frame.body else { return Err(malformed()) };
+    let (packet_id, code) = (u16::from_be_bytes([high, low]), rest.first().copied().unwrap_or(0));
+    let length = frame.length;
+    input.advance(length);
+    Ok(Some(match Rejection::of(code) {
+        Some(rejection) => Reply::Rejected(packet_id, rejection),
+        None if code == ReasonCode::NoMatchingSubscribers.value() => Reply::NoSubscribers(packet_id),
+        None => Reply::Acknowledged(packet_id),
+    }))
+}
+
+/// Returns the reply that stands for a CONNACK or DISCONNECT whose reason code the codec does not know.
+fn of_unknown_code(packet: &[u8]) -> Option<Reply> {
+    let frame = packet::frame(packet, INCOMING_BYTES_MAX as usize).ok()??;
+    match (frame.first >> 4, frame.body) {
+        (CONNACK, &[_, code, ..]) if code >= 0x80 => {
+            Some(Reply::ConnectRejected(format!("reason code 0x{code:02x}, which the standard does not list for it")))
+        }
+        (DISCONNECT_TYPE, &[code, ..]) => {
+            Some(Reply::Disconnected(format!("reason code 0x{code:02x}, which the standard does not list for it")))
+        }
+        _ => None,
+    }
+}
+
 fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
     use rumqttc::v5::mqttbytes::Error;
+    let unknown_code = input.first().is_some_and(|first| [CONNACK, DISCONNECT_TYPE].contains(&(first >> 4)));
+    let unknown_code = if unknown_code { of_unknown_code(input) } else { None };
     let packet = match v5::Packet::read(input, Some(INCOMING_BYTES_MAX)) {
         Ok(packet) => packet,
         Err(Error::InsufficientBytes(_)) => return Ok(None),
-        Err(error) => return Err(BrokerFault(error.to_string())),
+        Err(error) => return unknown_code.map(Some).ok_or_else(|| BrokerFault(error.to_string())),
     };
     Ok(Some(match packet {
-        v5::Packet::PubAck(ack) => puback(ack.pkid, ack.reason),
         v5::Packet::PingResp(_) => Reply::PingResponse,
         v5::Packet::ConnAck(ack) if ack.code == v5::ConnectReturnCode::Success => {
             let mut limits = Limits::default();
@@ -328,22 +348,6 @@ fn with_text(code: String, text: Option<String>) -> String {
     }
 }
 
-fn puback(packet_id: u16, reason: v5::PubAckReason) -> Reply {
-    use v5::PubAckReason as Reason;
-    let code = match reason {
-        Reason::Success => return Reply::Acknowledged(packet_id),
-        Reason::NoMatchingSubscribers => return Reply::NoSubscribers(packet_id),
-        Reason::NotAuthorized => ReasonCode::NotAuthorized,
-        Reason::TopicNameInvalid => ReasonCode::TopicNameInvalid,
-        Reason::PayloadFormatInvalid => ReasonCode::PayloadFormatInvalid,
-        Reason::PacketIdentifierInUse => ReasonCode::PacketIdentifierInUse,
-        Reason::QuotaExceeded => ReasonCode::QuotaExceeded,
-        Reason::UnspecifiedError => ReasonCode::UnspecifiedError,
-        Reason::ImplementationSpecificError => ReasonCode::ImplementationSpecificError,
-    };
-    Reply::Rejected(packet_id, Rejection::of(code))
-}
-
 fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
     let packet = match v4::Packet::read(input, INCOMING_BYTES_MAX as usize) {
         Ok(packet) => packet,
@@ -351,7 +355,6 @@ fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
         Err(error) => return Err(BrokerFault(error.to_string())),
     };
     Ok(Some(match packet {
-        v4::Packet::PubAck(ack) => Reply::Acknowledged(ack.pkid),
         v4::Packet::PingResp => Reply::PingResponse,
         v4::Packet::ConnAck(ack) if ack.code == v4::ConnectReturnCode::Success => {
             Reply::Connected { limits: Limits::default(), keep_alive: None, is_resumed: ack.session_present }
@@ -365,6 +368,37 @@ fn read_v3(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn no_reason_code_is_a_protocol_error() {
+        for code in 0..=u8::MAX {
+            // In pieces, with and without properties, and with an answer behind it.
+            for more in [&[][..], &[0], &[9, 31, 0, 6, b'r', b'e', b'a', b's', b'o', b'n']] {
+                let mut packet = vec![0x40, 3 + more.len() as u8, 0x12, 0x34, code];
+                packet.extend_from_slice(more);
+                packet.extend_from_slice(&[0x40, 2, 0, 7]);
+                for protocol in [Protocol::V5, Protocol::V3] {
+                    let mut input = BytesMut::new();
+                    for byte in &packet[..packet.len() - 4] {
+                        assert_eq!(read(&mut input, protocol), Ok(None), "0x{code:02x}");
+                        input.extend_from_slice(&[*byte]);
+                    }
+                    input.extend_from_slice(&packet[packet.len() - 4..]);
+                    let expected = match Rejection::of(code) {
+                        Some(rejection) => Reply::Rejected(0x1234, rejection),
+                        None if code == 0x10 => Reply::NoSubscribers(0x1234),
+                        None => Reply::Acknowledged(0x1234),
+                    };
+                    assert_eq!(read(&mut input, protocol), Ok(Some(expected)), "0x{code:02x}");
+                    assert_eq!(read(&mut input, protocol), Ok(Some(Reply::Acknowledged(7))), "0x{code:02x}");
+                }
+            }
+            let ended = read(&mut BytesMut::from(&[0xE0, 2, code, 0][..]), Protocol::V5);
+            assert!(matches!(ended, Ok(Some(Reply::Disconnected(_)))), "0x{code:02x}: {ended:?}");
+            let refused = read(&mut BytesMut::from(&[0x20, 3, 0, code, 0][..]), Protocol::V5);
+            assert!(code < 0x80 || matches!(refused, Ok(Some(Reply::ConnectRejected(_)))), "0x{code:02x}: {refused:?}");
+        }
+    }
 
     proptest! {
         #[test]

@@ -72,6 +72,7 @@ families! {
     LINK_DELIVERED Counter "forebay_link_delivered_events_total" "Events that the destination acknowledged."
     LINK_UNHEARD Counter "forebay_link_unheard_events_total" "Publishes acknowledged with no matching subscribers at the destination."
     LINK_REFUSED Counter "forebay_link_refused_publishes_total" "Publishes that the destination refused temporarily; they are sent again."
+    LINK_OVERTAKEN Counter "forebay_link_overtaken_events_total" "Events that later ones of their key may have overtaken, because the destination refused them temporarily."
     LINK_DEAD Counter "forebay_link_dead_letters_total" "Events that became dead letters because the destination refused them."
     LINK_CONNECTS Counter "forebay_link_connects_total" "Sessions opened."
     LINK_FAILURES Counter "forebay_link_failures_total" "Lost sessions and failed attempts to open one."

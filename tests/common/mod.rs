@@ -21,6 +21,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod real_proxy;
+pub mod scripted;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;

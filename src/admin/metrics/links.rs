@@ -21,6 +21,7 @@ pub(super) fn put_links(page: &mut Page, links: &[LinkHandle]) {
     each(LINK_DELIVERED, &|link| link.stats.delivered.value() as f64);
     each(LINK_UNHEARD, &|link| link.stats.unheard.value() as f64);
     each(LINK_REFUSED, &|link| link.stats.refused_for_now.value() as f64);
+    each(LINK_OVERTAKEN, &|link| link.stats.overtaken.value() as f64);
     each(LINK_DEAD, &|link| link.stats.dead.value() as f64);
     each(LINK_CONNECTS, &|link| link.stats.connects.value() as f64);
     each(LINK_FAILURES, &|link| link.stats.failures.value() as f64);

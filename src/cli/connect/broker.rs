@@ -158,7 +158,9 @@ impl Answers {
                     self.published = Some(Ok(()));
                 }
                 Delivery::Other(Reply::Rejected(PUBLISH_ID, rejection)) => {
-                    let (Rejection::Permanent(code, name) | Rejection::Temporary(code, name)) = rejection;
+                    let (Rejection::Permanent(code, name)
+                    | Rejection::Temporary(code, name)
+                    | Rejection::Unclear(code, name)) = rejection;
                     self.published = Some(Err(format!("0x{code:02X}, {name}")));
                 }
                 Delivery::Other(Reply::Disconnected(reason)) => return Err(LinkError::Ended(reason)),

@@ -100,7 +100,7 @@ impl LetterReader {
     ) -> Option<DeadLetterStatus> {
         match rejection {
             None => Some(self.status(letter, DeadLetterState::Delivered, String::new())),
-            Some(Rejection::Permanent(code, why)) => {
+            Some(Rejection::Permanent(code, why) | Rejection::Unclear(code, why)) => {
                 Some(self.held(letter, content, format!("central refuses it again: 0x{code:02x} {why}")))
             }
             Some(Rejection::Temporary(..)) => {

@@ -130,7 +130,7 @@ impl ReplayReader {
         match rejection {
             None => self.replay.sent += 1,
             // Central has settled this event before: no dead letter is written.
-            Some(Rejection::Permanent(..)) => self.fail(),
+            Some(Rejection::Permanent(..) | Rejection::Unclear(..)) => self.fail(),
             Some(Rejection::Temporary(code, why)) => {
                 tracing::debug!(
                     replay = self.replay.id,

@@ -1,0 +1,244 @@
+//! A centre that answers with any reason code, late and in pieces, refuses by a quota, or ends the connection: only what
+//! it refuses is sent again, each event ends in one account, and the order of a key holds.
+
+use crate::common::client::{Client, Hello};
+use crate::common::gateway::{CONTRACT, Gateway, payload, sum};
+use crate::common::random::Random;
+use crate::common::scripted::{Do, Scripted, Seen};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A gateway whose contract promises this order.
+fn gateway(name: &str, order: &str, rest: &str) -> Gateway {
+    let mut gateway = Gateway::prepare(name, rest);
+    let contract = format!("{CONTRACT}order = \"{order}\"\n");
+    std::fs::write(gateway.folder.join("contracts/state.toml"), contract).expect("written");
+    gateway.run();
+    gateway
+}
+
+/// Publishes `events` of each of `keys` keys, one after the other.
+fn feed(gateway: &Gateway, keys: usize, events: usize) {
+    let workers: Vec<_> = (0..4)
+        .map(|worker| {
+            let address = gateway.address;
+            std::thread::spawn(move || {
+                let name = format!("device-{worker}");
+                let (mut client, _) = Client::connect(address, &Hello { client: &name, ..Hello::default() });
+                let mut id = 0;
+                for event in 0..events {
+                    for key in (worker..keys).step_by(4) {
+                        id = id % u16::MAX + 1;
+                        let topic = format!("plant/line1/m{key:03}/state");
+                        client.publish(true, id, &topic, payload(key, event).as_bytes());
+                    }
+                }
+            })
+        })
+        .collect();
+    workers.into_iter().for_each(|worker| worker.join().expect("published"));
+}
+
+/// Sequences of the events that became dead letters, with their reasons.
+fn dead(gateway: &Gateway) -> BTreeMap<u64, String> {
+    let output = gateway.command(&["dead", "list", "--json", "--limit", "10000", "CONFIG"]);
+    let letters: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let one = |letter: &serde_json::Value| {
+        (letter["sequence"].as_u64().expect("a number"), letter["reason"].as_str().expect("a reason").to_owned())
+    };
+    letters.iter().map(one).collect()
+}
+
+/// Checks that each event was accepted once or is a dead letter, and that nothing was sent again without a refusal.
+fn check_accounts(seen: &[Seen], dead: &BTreeMap<u64, String>, count: usize) {
+    let mut accepted = BTreeSet::new();
+    let mut refusals: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut sends: BTreeMap<u64, usize> = BTreeMap::new();
+    for publish in seen {
+        for (_, sequence) in &publish.events {
+            *sends.entry(*sequence).or_default() += 1;
+            *refusals.entry(*sequence).or_default() += usize::from(publish.is_refused());
+            assert!(!publish.is_accepted() || accepted.insert(*sequence), "{sequence} was accepted twice");
+        }
+    }
+    for sequence in 1..=count as u64 {
+        assert_ne!(accepted.contains(&sequence), dead.contains_key(&sequence), "{sequence}: {:?}", dead.get(&sequence));
+        let expected = refusals[&sequence] + usize::from(accepted.contains(&sequence));
+        assert_eq!(sends[&sequence], expected, "{sequence} was sent again without a refusal");
+    }
+    assert_eq!(sends.len(), count);
+}
+
+/// Sequences that were accepted behind a later one of their key.
+fn broken_order(seen: &[Seen]) -> Vec<u64> {
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut broken = Vec::new();
+    for (key, sequence) in seen.iter().filter(|publish| publish.is_accepted()).flat_map(|publish| &publish.events) {
+        let last = last.entry(key).or_default();
+        if *sequence < *last {
+            broken.push(*sequence);
+        }
+        *last = (*last).max(*sequence);
+    }
+    broken
+}
+
+/// Answers every reason code at random, up to 30 ms late.
+fn any_code(mut random: Random) -> impl FnMut(&Seen) -> Do {
+    move |_| {
+        let (code, delay) = (random.below(256) as u8, Duration::from_millis(random.below(30)));
+        if random.below(3) == 0 { Do::Answer(code) } else { Do::Late(code, delay) }
+    }
+}
+
+#[test]
+fn with_strict_order_no_key_is_ever_out_of_order_whatever_central_answers() {
+    const KEYS: usize = 100;
+    let centre = Scripted::start(vec![], any_code(Random::seeded()));
+    let gateway = gateway("any-strict", "strict", &centre.destination("central"));
+    feed(&gateway, KEYS, 8);
+    let status = gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (seen, dead) = (centre.seen(), dead(&gateway));
+    check_accounts(&seen, &dead, KEYS * 8);
+    assert_eq!(broken_order(&seen), [] as [u64; 0]);
+    // The answer to the one before has left before the next one of a key comes.
+    let mut open: BTreeMap<&str, Instant> = BTreeMap::new();
+    for publish in &seen {
+        let (key, _) = &publish.events[0];
+        let before = open.insert(key, publish.answered.expect("answered").0);
+        assert!(before.is_none_or(|before| before <= publish.at), "two publishes of {key} were on the way");
+    }
+    assert_eq!(status["links"][0]["overtaken"], 0, "{status:#}");
+    assert!(centre.own("order").is_empty());
+    for (sequence, reason) in &dead {
+        let is_named = reason.starts_with("central refuses it: 0x");
+        assert!(is_named, "{sequence}: {reason}");
+        // Three further attempts, or five seconds.
+        let tries = seen.iter().filter(|publish| publish.events[0].1 == *sequence).count();
+        let is_clear = ["0x87", "0x90", "0x95", "0x99"].iter().any(|code| reason.contains(code));
+        assert!(is_clear || tries >= 2, "{sequence}: {reason}, {tries} tries");
+    }
+    assert!(dead.len() > 10 && dead.len() < KEYS * 4, "{} dead letters", dead.len());
+}
+
+#[test]
+fn without_it_every_exception_is_counted_and_announced() {
+    const KEYS: usize = 20;
+    // Many events of each key are on the way when the first refusals come: those of the first events.
+    let mut judge = any_code(Random::seeded());
+    let mut count = 0;
+    let centre = Scripted::start(vec![], move |seen| {
+        count += 1;
+        match judge(seen) {
+            _ if count <= 5 => Do::Late(0x97, Duration::from_millis(200)),
+            _ if count <= 100 => Do::Late(0, Duration::from_millis(400)),
+            other => other,
+        }
+    });
+    let gateway = gateway("any-key", "key", &centre.destination("central"));
+    feed(&gateway, KEYS, 40);
+    let status = gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (seen, dead) = (centre.seen(), dead(&gateway));
+    check_accounts(&seen, &dead, KEYS * 40);
+    let broken = broken_order(&seen);
+    let counted = status["links"][0]["overtaken"].as_u64().expect("a number");
+    assert!(!broken.is_empty(), "the test has no exception");
+    assert!(counted >= broken.len() as u64, "{counted} counted, {} seen", broken.len());
+    assert!(counted < (KEYS * 40 / 4) as u64, "{counted}: the lane changed its mode");
+    let start = Instant::now();
+    let announced = loop {
+        let told = centre.own("order");
+        let count: u64 = told.iter().map(|event| event["data"]["count"].as_u64().expect("a count")).sum();
+        if count == counted {
+            break told;
+        }
+        assert!(start.elapsed() < PATIENCE, "{count} of {counted} are announced: {told:#?}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let ranges: Vec<(u64, u64)> = announced
+        .iter()
+        .flat_map(|event| event["data"]["streams"].as_array().expect("a list"))
+        .map(|one| (one["first"].as_u64().expect("first"), one["last"].as_u64().expect("last")))
+        .collect();
+    for sequence in broken {
+        assert!(ranges.iter().any(|(first, last)| (first..=last).contains(&&sequence)), "{sequence}: {ranges:?}");
+    }
+}
+
+/// Central takes 200 events a second and refuses the others with 0x97.
+#[test]
+fn a_quota_is_kept_to_and_only_what_was_refused_is_sent_again() {
+    const KEYS: usize = 50;
+    let (mut tokens, mut filled) = (20.0, Instant::now());
+    let centre = Scripted::start(vec![], move |_| {
+        tokens = f64::min(tokens + filled.elapsed().as_secs_f64() * 200.0, 20.0);
+        filled = Instant::now();
+        let is_taken = tokens >= 1.0;
+        tokens -= if is_taken { 1.0 } else { 0.0 };
+        Do::Answer(if is_taken { 0 } else { 0x97 })
+    });
+    let gateway = gateway("quota", "key", &centre.destination("central"));
+    let start = Instant::now();
+    feed(&gateway, KEYS, 40);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (seen, dead, elapsed) = (centre.seen(), dead(&gateway), start.elapsed());
+    assert!(dead.is_empty());
+    check_accounts(&seen, &dead, KEYS * 40);
+    let refused: BTreeSet<u64> = seen.iter().filter(|one| one.is_refused()).map(|one| one.events[0].1).collect();
+    let (first, again) = seen.iter().filter(|one| refused.contains(&one.events[0].1)).fold(
+        (BTreeMap::new(), 0),
+        |(mut first, again), one| match first.insert(one.events[0].1, one.bytes) {
+            None => (first, again),
+            Some(_) => (first, again + one.bytes),
+        },
+    );
+    let once: usize = first.values().sum();
+    println!("{} of {} were refused, {again} bytes again for {once}, {elapsed:.1?}", refused.len(), KEYS * 40);
+    assert!(!refused.is_empty() && again <= 2 * once, "{again} bytes were sent again for {once}");
+}
+
+#[test]
+fn a_refused_batch_is_sent_again_alone_and_a_bad_event_in_it_is_found() {
+    // The event of sequence 77 is refused for good, and each batch once for now.
+    let mut known: BTreeSet<u64> = BTreeSet::new();
+    let centre = Scripted::start(vec![], move |seen| {
+        let (_, first) = seen.events[0];
+        if seen.events.len() > 1 && known.insert(first) {
+            return Do::Late(0x97, Duration::from_millis(5));
+        }
+        let is_bad = seen.events.iter().any(|(_, sequence)| *sequence == 77);
+        Do::Late(if is_bad { 0x99 } else { 0 }, Duration::from_millis(3))
+    });
+    let lane = "\n[lane.critical]\nbatch = { events = 16, age = \"20ms\" }\n";
+    let gateway = gateway("batches", "strict", &format!("{}{lane}", centre.destination("central")));
+    feed(&gateway, 10, 40);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (seen, dead) = (centre.seen(), dead(&gateway));
+    assert_eq!(dead.keys().copied().collect::<Vec<_>>(), [77], "{dead:?}");
+    check_accounts(&seen, &dead, 400);
+    assert_eq!(broken_order(&seen), [] as [u64; 0]);
+    assert!(seen.iter().filter(|publish| publish.is_refused()).count() > 3, "batches were refused");
+}
+
+/// One event that is refused for ever once held up its lane.
+#[test]
+fn an_event_that_is_refused_again_and_again_holds_up_its_key_alone() {
+    let mut bad = None;
+    let centre = Scripted::start(vec![], move |seen| {
+        let (key, sequence) = &seen.events[0];
+        Do::Answer(if key == "m003" && *bad.get_or_insert(*sequence) == *sequence { 0x83 } else { 0 })
+    });
+    let gateway = gateway("one-key", "key", &centre.destination("central"));
+    feed(&gateway, 10, 1);
+    gateway.await_status("it is refused", PATIENCE, |status| status["links"][0]["refused_for_now"] != 0);
+    // The first of each key is a repeat.
+    feed(&gateway, 10, 20);
+    let status = gateway.await_status("one key waits", PATIENCE, |status| sum(status, "queued") == 20);
+    let seen = centre.seen();
+    let count = |key: &str| seen.iter().filter(|one| one.is_accepted() && one.events[0].0 == key).count();
+    assert_eq!((count("m003"), count("m004"), count("m009")), (0, 20, 20));
+    let notes = status["notes"].to_string();
+    assert!(notes.contains("0x83 implementation specific error"), "{notes}");
+}
