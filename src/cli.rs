@@ -29,6 +29,7 @@ mod settings;
 mod show;
 mod socket;
 mod table;
+mod top;
 
 use crate::config;
 use crate::demo;
@@ -72,6 +73,8 @@ enum Command {
     Demo(Demo),
     /// Show the status of the running gateway
     Status(gateway::StatusOf),
+    /// Show a live screen of the running gateway: lanes, links, sources, devices, dead letters, exceptions
+    Top(top::Top),
     /// Check that the running gateway is live and accepts events; exit code 1 if not
     Health(At),
     /// Collect support information about this gateway in one file, without secrets and payloads
@@ -205,6 +208,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::check_config(&args),
         Command::Demo(args) => run_demo(args),
         Command::Status(args) => gateway::status(&args),
+        Command::Top(args) => top::run(&args),
         Command::Health(at) => gateway::health(&at),
         Command::Bundle(args) => bundle::run(&args),
         Command::Reload(at) => gateway::reload(&at),

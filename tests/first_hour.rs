@@ -381,3 +381,102 @@ fn the_settings_are_shown_with_line_default_and_meaning() {
     let json: serde_json::Value = serde_json::from_str(&good(folder, &["config", "show", "--json"])).expect("JSON");
     assert_eq!((&json[0]["key"], &json[0]["line"]), (&"data_dir".into(), &5.into()));
 }
+
+/// The whole way of a technician, by the commands that `init` prints: to a broker that wants client certificates.
+#[test]
+fn four_commands_lead_to_an_event_at_a_broker_behind_mutual_tls() {
+    let began = Instant::now();
+    let folder = scratch_folder("commands");
+    let folder = folder.path();
+    // The administrator of central: a broker with an authority of its own.
+    let central = folder.join("central");
+    std::fs::create_dir(&central).expect("folder");
+    good(&central, &["cert", "ca", "--folder", ".", "--name", "Central CA"]);
+    good(&central, &["cert", "server", "localhost", "--folder", "."]);
+    good(&central, &["cert", "client", "consumer", "--folder", "."]);
+    let (port, listen) = (free_address().port(), free_address().to_string());
+    // 1
+    let url = format!("mqtts://localhost:{port}");
+    let names = ["--site", "plant-07", "--name", "gw-07", "--device", "robot-3", "--listen", &listen];
+    good(
+        folder,
+        &[&["init", "--yes", "--tls", "--central", &url, "--central-ca", "central/ca.pem"], &names[..]].concat(),
+    );
+    // The administrator trusts the authority of the plant.
+    let trusted = ["ca.pem", "central/ca.pem"].map(|name| std::fs::read_to_string(folder.join(name)).expect("text"));
+    std::fs::write(central.join("trusted.pem"), trusted.concat()).expect("written");
+    let conf = format!(
+        "user root\nlistener {port} 127.0.0.1\ncafile trusted.pem\ncertfile localhost.pem\nkeyfile localhost.key\nrequire_certificate true\nuse_identity_as_username true\n"
+    );
+    std::fs::write(central.join("mosquitto.conf"), conf).expect("written");
+    let quiet = |program: &str| {
+        let mut command = Command::new(program);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let mut broker =
+        quiet("mosquitto").current_dir(&central).args(["-c", "mosquitto.conf"]).spawn().expect("mosquitto");
+    crate::common::await_port(([127, 0, 0, 1], port).into());
+    // 2
+    let text = good(folder, &["check", "--connect"]);
+    assert_has(&text, &["TLS (TLSv1_3)", "accepts the login", "came back in"]);
+    // 3
+    let mut gateway =
+        quiet(PROGRAM).current_dir(folder).arg("run").env_remove("FOREBAY_CONFIG").spawn().expect("starts");
+    crate::common::await_port(listen.parse().expect("an address"));
+    let subscriber = Command::new("mosquitto_sub")
+        .current_dir(&central)
+        .args([
+            "-h",
+            "localhost",
+            "-p",
+            &port.to_string(),
+            "--cafile",
+            "ca.pem",
+            "--cert",
+            "consumer.pem",
+            "--key",
+            "consumer.key",
+        ])
+        .args(["-t", "test/plant-07/machine.state/#", "-C", "1", "-W", "60", "-v"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("mosquitto_sub");
+    // Until the subscription is there, no broker keeps an event for it: publish until it arrives.
+    let publish = |number: u32| {
+        let payload = format!("{{\"msg_id\":\"{number}\",\"ts\":\"2026-11-23T08:00:00Z\",\"state\":\"running\"}}");
+        let port = listen.rsplit(':').next().expect("a port").to_owned();
+        // 4
+        let published = Command::new("mosquitto_pub")
+            .current_dir(folder)
+            .args([
+                "-h",
+                "localhost",
+                "-p",
+                &port,
+                "--cafile",
+                "ca.pem",
+                "--cert",
+                "robot-3.pem",
+                "--key",
+                "robot-3.key",
+            ])
+            .args(["-q", "1", "-i", "robot-3", "-t", "plant/line-1/robot-3/state", "-m", &payload])
+            .output()
+            .expect("mosquitto_pub");
+        assert!(published.status.success(), "{}", said(&published));
+    };
+    let mut subscriber = subscriber;
+    for number in 0.. {
+        publish(number);
+        std::thread::sleep(Duration::from_millis(200));
+        if subscriber.try_wait().expect("waits").is_some() {
+            break;
+        }
+    }
+    let arrived = said(&subscriber.wait_with_output().expect("ends"));
+    end(&mut gateway);
+    end(&mut broker);
+    assert_has(&arrived, &["test/plant-07/machine.state/v1/robot-3", "/plant-07/gw-07/shopfloor/robot-3"]);
+    assert!(began.elapsed() < Duration::from_secs(120), "{:?}", began.elapsed());
+}

@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use std::fmt::Write as _;
 use std::io::{BufRead, IsTerminal, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use zeroize::Zeroizing;
@@ -43,6 +44,9 @@ pub(super) struct Init {
     /// Let devices connect with TLS, and make certificates
     #[arg(long)]
     tls: bool,
+    /// Address at which devices connect [default: 0.0.0.0:8883 with TLS, else 127.0.0.1:1883]
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// Name of the first device
     #[arg(long)]
     device: Option<String>,
@@ -65,6 +69,7 @@ struct Answers {
     central: Option<String>,
     device: String,
     is_tls: bool,
+    listen: SocketAddr,
 }
 
 /// Folder of the package's configuration.
@@ -143,7 +148,17 @@ fn ask_all(args: &Init) -> anyhow::Result<Answers> {
     let device = answer(&args.device, "Name of the first device", "press-1")?;
     let is_tls = args.tls
         || may_ask && ["y", "yes"].contains(&ask("Devices connect with TLS (yes, no)", "yes")?.to_lowercase().as_str());
-    Ok(Answers { site, name, environment, central: (!central.is_empty()).then_some(central), device, is_tls })
+    let central = (!central.is_empty()).then_some(central);
+    Ok(Answers { site, name, environment, central, device, is_tls, listen: listen(args, is_tls) })
+}
+
+/// The address for devices. A test must not fail because another program has the usual port.
+fn listen(args: &Init, is_tls: bool) -> SocketAddr {
+    let (ip, port) = if is_tls { ([0, 0, 0, 0], 8883) } else { ([127, 0, 0, 1], 1883) };
+    let usual = args.listen.unwrap_or_else(|| SocketAddr::from((ip, port)));
+    let is_taken = args.test && args.listen.is_none() && TcpListener::bind(usual).is_err();
+    let free = || TcpListener::bind(SocketAddr::from((ip, 0))).and_then(|listener| listener.local_addr());
+    if is_taken { free().unwrap_or(usual) } else { usual }
 }
 
 fn ask(question: &str, default: &str) -> anyhow::Result<String> {
@@ -175,9 +190,10 @@ fn configuration(answers: &Answers, args: &Init, data: &str, test_port: Option<u
          # Who connects: a device with a certificate or a password. It publishes to topics that contain its name.\n\
          [[source.mqtt]]\nname = \"shopfloor\"\npasswords = \"passwords\"      # forebay user add --file passwords NAME\n"
     );
+    let _ = writeln!(text, "listen = \"{}\"", answers.listen);
     text.push_str(match is_tls {
-        true => "listen = \"0.0.0.0:8883\"\ntls = { cert = \"gateway.pem\", key = \"gateway.key\", client_ca = \"ca.pem\" }\n",
-        false => "listen = \"127.0.0.1:1883\"     # without TLS for programs on this machine only\n",
+        true => "tls = { cert = \"gateway.pem\", key = \"gateway.key\", client_ca = \"ca.pem\" }\n",
+        false => "# Without TLS, only programs on this machine should connect.\n",
     });
     let url = test_port.map(|port| format!("mqtts://127.0.0.1:{port}")).or_else(|| answers.central.clone());
     let Some(url) = url else {
@@ -314,9 +330,10 @@ fn print_next(answers: &Answers, folder: &Path, file: &Path) -> anyhow::Result<(
     let place = folder.join("");
     let place = place.display().to_string();
     let place = place.strip_prefix("./").unwrap_or(&place);
+    let port = answers.listen.port();
     let how = match answers.is_tls {
-        true => format!("-p 8883 --cafile {place}ca.pem --cert {place}{device}.pem --key {place}{device}.key"),
-        false => format!("-p 1883 -u {device} -P \"$(cat {place}{device}.password)\""),
+        true => format!("-p {port} --cafile {place}ca.pem --cert {place}{device}.pem --key {place}{device}.key"),
+        false => format!("-p {port} -u {device} -P \"$(cat {place}{device}.password)\""),
     };
     writeln!(
         out,

@@ -35,8 +35,10 @@ const OPTIONAL: [&str; 16] = [
     "STREAM",
     "UNHEARD",
 ];
-/// A text is not shortened below this width.
-const SHORTENED_MIN: usize = 12;
+/// A text is not shortened below this width while there are columns to leave out.
+const SHORTENED_MIN: usize = 28;
+/// A text is never shortened below this width.
+const SHORTENED_LEAST: usize = 12;
 /// Blanks between two columns.
 const GAP: usize = 2;
 
@@ -88,7 +90,11 @@ fn fit(head: &[&str], right: &[usize], widths: &mut [usize], columns: usize) -> 
     // Times are useless without their end.
     let is_text =
         |index: usize| !right.contains(&index) && !head[index].contains("UTC") && !head[index].contains("SINCE");
-    let least = |index: usize| SHORTENED_MIN.max(head[index].chars().count());
+    let has_optional = |kept: &[usize]| kept.iter().any(|index| OPTIONAL.contains(&head[*index]));
+    let least = |index: usize, kept: &[usize]| {
+        let least = if has_optional(kept) { SHORTENED_MIN } else { SHORTENED_LEAST };
+        least.max(head[index].chars().count())
+    };
     let total = |kept: &[usize], widths: &[usize]| {
         kept.iter().map(|index| widths[*index]).sum::<usize>() + GAP * kept.len().saturating_sub(1)
     };
@@ -97,8 +103,8 @@ fn fit(head: &[&str], right: &[usize], widths: &mut [usize], columns: usize) -> 
         if excess == 0 {
             return kept;
         }
-        let can_shrink = |index: &&usize| is_text(**index) && widths[**index] > least(**index);
-        let room: usize = kept.iter().filter(can_shrink).map(|index| widths[*index] - least(*index)).sum();
+        let can_shrink = |index: &&usize| is_text(**index) && widths[**index] > least(**index, &kept);
+        let room: usize = kept.iter().filter(can_shrink).map(|index| widths[*index] - least(*index, &kept)).sum();
         let optional = OPTIONAL.iter().find_map(|name| kept.iter().position(|index| head[*index] == *name));
         match (room >= excess, optional) {
             (false, Some(position)) => drop(kept.remove(position)),
