@@ -42,6 +42,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+/// The end of the help: first steps, exit codes and environment.
+const EXITS: &str = "First steps:
+  forebay init --test                     a gateway and a central broker here, and a first event
+  forebay init --site plant-01 --central mqtts://central.example.com --tls
+  forebay check --connect                 everything that files cannot say
+  forebay status, forebay top             what the gateway does
+
+Exit codes: 0 success, 1 failure or a problem found, 2 invalid arguments.
+
+Environment:
+  FOREBAY_CONFIG  configuration file, if --config is not given
+  FOREBAY_LOG     log levels of `run`, such as debug or forebay::link=trace
+  NO_COLOR        no colours
+  COLUMNS         width of tables, if it is not that of the terminal
+
+Manual pages: forebay man, forebay man dead requeue. Pages in the package: /usr/share/doc/forebay.";
+
 /// Version, commit and journal format: a downgrade compares the formats. Packages set the commit (`cross/build`).
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     let commit = option_env!("FOREBAY_COMMIT").unwrap_or("unknown");
@@ -54,7 +71,8 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     version,
     long_version = LONG_VERSION.as_str(),
     about = "An edge gateway that holds a plant's events in front of the WAN and delivers every one of them.",
-    max_term_width = 100
+    max_term_width = 100,
+    after_help = EXITS
 )]
 struct Cli {
     #[command(subcommand)]
@@ -68,10 +86,18 @@ enum Command {
     /// Run the gateway in the foreground
     Run(Run),
     /// Check a configuration and its contracts without starting the gateway
+    #[command(
+        after_help = "Examples:\n  forebay check\n  forebay check --connect\n  forebay check --strict --json forebay.toml\n\n\
+                            Exit code 0 if there is no problem, 1 if there is one; with --strict also for a warning."
+    )]
     Check(check::CheckAll),
     /// Demonstrate the whole path: devices, gateway, a central broker, and a WAN outage
     Demo(Demo),
     /// Show the status of the running gateway
+    #[command(
+        after_help = "Examples:\n  forebay status --watch\n  forebay status --ledger\n  forebay status --json | jq .problems\n\n\
+                            With --ledger, exit code 1 if an account does not balance."
+    )]
     Status(gateway::StatusOf),
     /// Show a live screen of the running gateway: lanes, links, sources, devices, dead letters, exceptions
     Top(top::Top),
@@ -106,16 +132,24 @@ enum Command {
     /// Send settled events again, marked as a replay
     Replay(replay::ReplayCommand),
     /// Follow new events, and dead letters, as they arrive
+    #[command(after_help = "Examples:\n  forebay tail\n  forebay tail --stream 'machine.*' --json")]
     Tail(gateway::Tail),
     /// List the devices that connected over MQTT, and the units and points that are polled over Modbus
     Devices(At),
     /// Export the events of the journal as JSON, from a running or a stopped gateway
+    #[command(after_help = "Examples:\n  forebay export --since 2h --stream 'machine.*' --output events.jsonl\n  \
+                            forebay export --journal /mnt/backup/gw-01 --key press-4")]
     Export(journal::ExportArgs),
     /// Verify the journal: every checksum, sequence and account
     Verify(journal::VerifyArgs),
     /// Copy the journal to a folder, with the gateway running or stopped
+    #[command(after_help = "Example: forebay backup --output /mnt/backup/gw-01\n\nThe folder must not exist yet.")]
     Backup(journal::BackupArgs),
     /// Recover readable events from damaged journal files
+    #[command(
+        after_help = "Example: forebay salvage /var/lib/forebay/journal/critical/*.damaged --output saved.jsonl\n\n\
+                            Exit code 1 if a file has no readable event."
+    )]
     Salvage(journal::SalvageArgs),
     /// List open business exceptions: orders, work centers and machines that need attention
     Exceptions(At),

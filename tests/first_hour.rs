@@ -205,6 +205,18 @@ fn completions_and_manual_pages_come_from_the_program_itself() {
     assert_has(&good(folder, &["man", "dead", "requeue"]), &[".TH forebay-dead-requeue"]);
     good(folder, &["man", "--output", "pages"]);
     assert!(folder.join("pages/forebay-cert-show.1").is_file());
+    assert_has(
+        &good(folder, &["--help"]),
+        &["First steps:", "forebay init", "Exit codes: 0", "FOREBAY_CONFIG", "NO_COLOR"],
+    );
+    for (command, words) in [
+        ("check", &["--connect", "Exit code 0"][..]),
+        ("status", &["--watch", "Examples:"]),
+        ("export", &["--output", "Examples:"]),
+        ("init", &["Examples:", "--test"]),
+    ] {
+        assert_has(&good(folder, &[command, "--help"]), words);
+    }
     let text = said(&forebay(folder, &["man", "deaf"]));
     assert_has(&text, &["\"deaf\" is no command"]);
 }

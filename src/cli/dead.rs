@@ -1,6 +1,7 @@
 //! `forebay dead`: lists, requeues, discards and edits dead letters.
 
 use super::client::{At, ask, ask_with, print};
+use super::confirm::confirm_at_terminal;
 use super::journal::moment;
 use super::show;
 use super::table::counted;
@@ -26,10 +27,15 @@ pub(super) enum Dead {
         at: At,
     },
     /// Process letters again: resend them to central unchanged, or pass them through their contract
+    #[command(after_help = "Examples:\n  forebay dead requeue 17 18\n  \
+                            forebay dead requeue --stream machine.state --since 2h --dry-run\n\n\
+                            Exit code 1 if a letter was refused.")]
     Requeue(LetterArgs),
     /// Discard letters, which cannot be undone
+    #[command(after_help = "Example: forebay dead discard --reason 'no contract matches' --dry-run")]
     Discard(LetterArgs),
     /// Process a letter again with another payload
+    #[command(after_help = "Example: forebay dead edit 17 --set '/state=\"idle\"'")]
     Edit(EditArgs),
 }
 
@@ -95,7 +101,7 @@ pub(super) struct LetterArgs {
     /// Letters that this destination refused
     #[arg(long)]
     destination: Option<String>,
-    /// Letters refused at intake, or by central
+    /// Letters refused at intake, or by central: intake or central
     #[arg(long, value_parser = stage)]
     stage: Option<LetterStage>,
     /// Letters written at or after this time, such as 2026-11-23T08:00:00Z, or an age such as 2h
@@ -107,6 +113,9 @@ pub(super) struct LetterArgs {
     /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Do not ask before letters are discarded
+    #[arg(long)]
+    yes: bool,
     #[command(flatten)]
     at: At,
 }
@@ -203,9 +212,12 @@ fn counts(letters: &[Letter], by: LetterGroup) -> Vec<show::LetterCount> {
 }
 
 fn decide(choice: LetterArgs, word: &str, done: &str) -> anyhow::Result<ExitCode> {
-    let LetterArgs { ids, all, stream, reason, destination, stage, since, until, dry_run, at } = choice;
+    let LetterArgs { ids, all, stream, reason, destination, stage, since, until, dry_run, yes, at } = choice;
     let filter =
         LetterFilter { ids: ids.into_iter().collect(), all, stream, reason, destination, stage, since, until, dry_run };
+    if word == "discard" && !dry_run {
+        confirm_at_terminal("discard these letters for ever? --dry-run counts them.", yes)?;
+    }
     let decided: LetterDecision = ask_with(&at, &format!("/dead/{word}"), &filter)?;
     print(&at, &decided, |decided, _| {
         let would = if decided.dry_run { "would be " } else { "" };
