@@ -92,6 +92,7 @@ fn no_certificate_or_key_is_replaced_without_yes() {
     for wrong in ["plant/press", "press#", ""] {
         refused(folder, &["cert", "device", wrong], &["is no name"]);
     }
+    refused(folder, &["cert", "server", "../central"], &["is no host name"]);
     let empty = scratch_folder("cert");
     refused(
         empty.path(),

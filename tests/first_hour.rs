@@ -124,6 +124,7 @@ fn a_message_is_tried_on_the_contracts_before_anything_runs() {
             "test/plant-01/machine.state/v1/press-1",
             "\"specversion\":\"1.0\"",
             "\"press-1\" may publish it",
+            "/plant-01/gw-01/shopfloor/press-1",
         ],
     );
     assert_has(

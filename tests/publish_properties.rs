@@ -129,7 +129,7 @@ fn a_cloudevent_that_broke_its_envelope_can_be_edited_and_requeued() {
     let broken = r#"{"specversion":"1.0","source":"erp","type":"t","data":{"n":1}}"#;
     let properties = [content_type(STRUCTURED), vec![0x02, 0, 0, 0, 60]].concat();
     send(&mut client, 1, "orders/l1", &properties, broken.as_bytes());
-    let output = gateway.command(&["dead", "list", "--json", "CONFIG"]);
+    let output = gateway.command(&["dead", "list", "--all", "--json", "CONFIG"]);
     let letters: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
     let edited = gateway.command(&["dead", "edit", &letters[0]["id"].to_string(), "--set", "/id=o-9", "CONFIG"]);
     assert!(edited.status.success(), "{}", String::from_utf8_lossy(&edited.stderr));
@@ -140,7 +140,7 @@ fn a_cloudevent_that_broke_its_envelope_can_be_edited_and_requeued() {
     let broken = broken.replace("{\"n\":1}", "{\"msg_id\":\"7\",\"state\":\"idle\"}");
     send(&mut client, 2, "plant/line1/m01/state", &properties, broken.as_bytes());
     send(&mut client, 3, "strict/l1", &properties, broken.as_bytes());
-    let output = gateway.command(&["dead", "list", "--json", "CONFIG"]);
+    let output = gateway.command(&["dead", "list", "--all", "--json", "CONFIG"]);
     let mut letters: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
     letters.sort_by_key(|letter| letter["id"].as_u64());
     let edit =

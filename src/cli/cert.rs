@@ -248,6 +248,9 @@ pub(super) fn run(command: Cert) -> anyhow::Result<ExitCode> {
             say(&format!("next: move {name}.pem, {name}.key and {} to the program \"{name}\"", name_of(&issue.ca())))?;
         }
         Cert::Server { name, names, issue } => {
+            if name.is_empty() || name.contains('/') || name.starts_with('.') {
+                bail!("\"{name}\" is no host name; expected one such as \"central.example.com\" or \"10.0.0.9\"");
+            }
             let hosts = [name.clone()].into_iter().chain(names);
             let names = hosts.map(|host| AlternativeName::host(host.trim())).collect();
             let subject = Subject { name: name.clone(), names, purpose: Purpose::Server };

@@ -52,8 +52,8 @@ pub(super) struct Try {
     /// Proven name of the sender: user, or name in its certificate
     #[arg(long)]
     user: Option<String>,
-    /// Client id of the sender
-    #[arg(long, default_value = "")]
+    /// Client id of the sender [default: its proven name]
+    #[arg(long, default_value = "", hide_default_value = true)]
     client: String,
     #[command(flatten)]
     config: ConfigFile,
@@ -183,7 +183,9 @@ fn sources(config: &Config, wanted: Option<&str>) -> anyhow::Result<Vec<(SourceK
 
 fn outcome(config: &Config, sources: &[(SourceKind, String)], topic: &str, payload: &[u8], args: &Try) -> Outcome {
     let user = args.user.as_deref().unwrap_or_default();
-    let sender = Sender { client: &args.client, user, proven_by: None };
+    // A device usually has one name as its client id and as its user.
+    let client = if args.client.is_empty() { user } else { &args.client };
+    let sender = Sender { client, user, proven_by: None };
     let find = |(kind, name): &(SourceKind, String)| config.contracts.find(*kind, name, topic, sender);
     let found = sources.iter().find_map(|source| Some((source, find(source)?)));
     let mut outcome = Outcome { topic: topic.to_owned(), ..Outcome::default() };

@@ -78,7 +78,7 @@ impl Written {
             4 => Table::Holding,
             _ => return None,
         };
-        (rest > 0 && rest <= 65_536).then_some((table, rest - 1))
+        (rest > 0 && rest <= 65_536).then(|| (table, rest - 1))
     }
 
     /// Table, if the address names one, and address from 0.
