@@ -242,3 +242,48 @@ fn an_event_that_is_refused_again_and_again_holds_up_its_key_alone() {
     let notes = status["notes"].to_string();
     assert!(notes.contains("0x83 implementation specific error"), "{notes}");
 }
+
+/// Central reads everything that has come before it answers, and ends the connection over one event in four hundred.
+#[test]
+fn an_event_that_ends_the_connection_is_isolated_by_halving() {
+    for (name, lane) in
+        [("poison", ""), ("poison-batch", "\n[lane.critical]\nbatch = { events = 50, age = \"20ms\" }\n")]
+    {
+        let centre = Scripted::start(vec![], move |seen| {
+            let is_bad = seen.events.iter().any(|(_, sequence)| *sequence == 333);
+            if is_bad { Do::Close } else { Do::Late(0, Duration::from_millis(20)) }
+        });
+        let gateway = gateway(name, "key", &format!("{}{lane}", centre.destination("central")));
+        feed(&gateway, 10, 40);
+        gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+        let (seen, dead) = (centre.seen(), dead(&gateway));
+        assert_eq!(dead.keys().copied().collect::<Vec<_>>(), [333], "{name}: {dead:?}");
+        assert!(dead[&333].contains("ends the connection"), "{dead:?}");
+        let accepted: BTreeSet<u64> =
+            seen.iter().filter(|one| one.is_accepted()).flat_map(|one| &one.events).map(|(_, at)| *at).collect();
+        assert_eq!(accepted.len(), 399, "{name}");
+        let connections = seen.iter().map(|one| one.connection).collect::<BTreeSet<_>>().len();
+        println!("{name}: {connections} connections carried events");
+        assert!(connections <= 30, "{name}: {connections}");
+    }
+}
+
+/// The answer to one event is no MQTT; those before and behind it, in the same write, count.
+#[test]
+fn an_event_whose_answer_cannot_be_understood_is_isolated_and_the_answers_around_it_count() {
+    let centre = Scripted::start(vec![], |seen| match seen.events[0].1 {
+        // PUBREC, which answers no QoS 1.
+        25 => Do::Raw(vec![0x50, 2, 0, 1]),
+        _ => Do::Answer(0),
+    });
+    let gateway = gateway("no-mqtt", "key", &centre.destination("central"));
+    feed(&gateway, 10, 10);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (seen, dead) = (centre.seen(), dead(&gateway));
+    assert_eq!(dead.keys().copied().collect::<Vec<_>>(), [25], "{dead:?}");
+    let accepted: BTreeSet<u64> = seen.iter().filter(|one| one.is_accepted()).map(|one| one.events[0].1).collect();
+    assert_eq!(accepted.len(), 99);
+    // Only what was on the way when a connection ended may come twice.
+    let again = seen.iter().filter(|one| one.is_accepted()).count() - 99;
+    assert!(again <= 40, "{again} were sent again");
+}

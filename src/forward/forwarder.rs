@@ -133,7 +133,8 @@ impl Conversation for Forwarder {
         }
         let is_sending = may_send && !is_jumping;
         let window = self.link.to.window.min(session.limits().receive_maximum);
-        let turn = self.send_owed(session, output, if is_sending { usize::from(window) } else { 0 }).await;
+        let window = if is_sending { self.probe.window(usize::from(window)) } else { 0 };
+        let turn = self.send_owed(session, output, window).await;
         let in_flight = &self.sender.publishes.in_flight;
         self.share.set(in_flight.bytes().saturating_sub(output.waiting() as u64));
         self.link.stats.set(|state| state.in_flight = in_flight.count());
@@ -165,17 +166,22 @@ impl Conversation for Forwarder {
         let line = Arc::clone(self.share.line());
         let mut carried = line.answers(now);
         let mut answers = Answers::new(now, wall);
+        let (mut count, mut end) = (0, Ok(()));
         let end = loop {
             match self.sender.publishes.next_answer(session) {
                 Ok(Some(answered)) => {
+                    count += 1;
                     carried.add(answered.bytes, answered.sent.sent_at);
                     answers.take(answered, &mut self.sender, &mut self.settler.warnings);
                 }
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(End::Lost(error)),
+                Ok(None) => break end,
+                // The answers behind a packet that cannot be understood count, too.
+                Err(error) if end.is_ok() => end = Err(End::Lost(error)),
+                Err(_) => break end,
             }
         };
         line.record(&carried);
+        self.probe.record_passed(count);
         // What was answered before the connection broke counts.
         let Answers { settled, poison, overtaken, .. } = answers;
         self.settler.announce(&overtaken);
@@ -197,7 +203,10 @@ impl Conversation for Forwarder {
                 self.probe.clear();
                 self.sender.publishes.in_flight.clear();
             }
-            None => self.probe.record_disconnect(error, lowest),
+            None => {
+                let alone = self.probe.record_end(error, &self.sender.publishes.in_flight);
+                alone.into_iter().for_each(|events| self.sender.batcher.halve_size(events));
+            }
         }
         if matches!(error, LinkError::Silent(_) | LinkError::Stuck(_)) {
             self.share.line().forget();

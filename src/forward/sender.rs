@@ -85,10 +85,14 @@ impl<T> Sender<T> {
 
     /// Returns the next answer that has arrived.
     pub(super) fn next_answer(&mut self, session: &mut Session) -> Result<Option<Answered<T>>, LinkError> {
-        let Some((packet_id, verdict)) = session.next_answer()? else { return Ok(None) };
-        let (sent, bytes) = self.in_flight.take(packet_id).ok_or_else(|| {
-            LinkError::Protocol(format!("an acknowledgement of packet {packet_id}, which is not in flight"))
-        })?;
+        let (sent, bytes, verdict) = loop {
+            let Some((packet_id, verdict)) = session.next_answer()? else { return Ok(None) };
+            match self.in_flight.take(packet_id) {
+                Some((sent, bytes)) => break (sent, bytes, verdict),
+                // A broker may acknowledge twice; that says nothing about what is in flight.
+                None => tracing::debug!(packet_id, "central acknowledged a packet that is not in flight"),
+            }
+        };
         let is_unheard = verdict == Verdict::NoSubscribers;
         let rejection = match verdict {
             Verdict::Rejected(rejection) => Some(rejection),

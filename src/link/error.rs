@@ -82,6 +82,11 @@ impl LinkError {
         matches!(self, Self::Ended(_) | Self::Broken(_)) && !self.is_takeover()
     }
 
+    /// Whether something that was sent may have ended a working session: the peer ended it, or its answer was wrong.
+    pub fn may_be_about_a_publish(&self) -> bool {
+        self.is_by_peer() || matches!(self, Self::Protocol(_))
+    }
+
     /// Whether the broker ended the session because another client connected with the same client id.
     pub fn is_takeover(&self) -> bool {
         matches!(self, Self::Ended(reason) if reason.starts_with(TAKEN_OVER))
