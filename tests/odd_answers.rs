@@ -268,9 +268,9 @@ fn an_event_that_ends_the_connection_is_isolated_by_halving() {
     }
 }
 
-/// The answer to one event is no MQTT; those before and behind it, in the same write, count.
+/// The answer to one event is a packet that answers no publish: the gateway itself ends the connection.
 #[test]
-fn an_event_whose_answer_cannot_be_understood_is_isolated_and_the_answers_around_it_count() {
+fn an_event_whose_answer_cannot_be_understood_is_isolated() {
     let centre = Scripted::start(vec![], |seen| match seen.events[0].1 {
         // PUBREC, which answers no QoS 1.
         25 => Do::Raw(vec![0x50, 2, 0, 1]),
@@ -283,7 +283,36 @@ fn an_event_whose_answer_cannot_be_understood_is_isolated_and_the_answers_around
     assert_eq!(dead.keys().copied().collect::<Vec<_>>(), [25], "{dead:?}");
     let accepted: BTreeSet<u64> = seen.iter().filter(|one| one.is_accepted()).map(|one| one.events[0].1).collect();
     assert_eq!(accepted.len(), 99);
-    // Only what was on the way when a connection ended may come twice.
-    let again = seen.iter().filter(|one| one.is_accepted()).count() - 99;
-    assert!(again <= 40, "{again} were sent again");
+}
+
+/// The status connection was refused for weeks, and nobody knew.
+#[test]
+fn a_connection_that_central_refuses_is_a_problem_with_its_reason_and_since_when() {
+    let centre = Scripted::refusing_wills(Some(0x87), vec![], |_| Do::Answer(0));
+    let gateway = gateway("refused-status", "key", &centre.destination("central"));
+    feed(&gateway, 4, 1);
+    let status = gateway.await_status("it is a problem", PATIENCE, |status| {
+        let problems = status["problems"].to_string();
+        problems.contains("link central/status: the broker refuses the connection: NotAuthorized (since 20")
+    });
+    assert_eq!(status["links"][0]["is_up"], true, "the lanes go on: {status:#}");
+    assert!(gateway.log().contains("no status connection, will reconnect"), "{}", gateway.log());
+    let health = gateway.command(&["health", "CONFIG"]);
+    let text = String::from_utf8_lossy(&health.stdout).into_owned();
+    assert!(health.status.success() && text.contains("link central/status"), "{text}");
+}
+
+/// Twenty in flight at 300 ms: the backlog grew for ever, and all was well.
+#[test]
+fn a_lane_that_the_window_of_the_broker_bounds_says_so_with_the_rates() {
+    // Receive Maximum 20, Retain Available 0.
+    let centre = Scripted::start(vec![0x21, 0, 20, 0x25, 0], |_| Do::Late(0, Duration::from_millis(300)));
+    let gateway = gateway("window", "key", &centre.destination("central"));
+    feed(&gateway, 40, 40);
+    gateway.await_status("it is a note", PATIENCE, |status| {
+        let notes = status["notes"].to_string();
+        notes.contains("the broker allows 20 publishes in flight (Receive Maximum)")
+            && notes.contains("max_inflight_messages")
+            && notes.contains("link central/status: central retains no messages")
+    });
 }

@@ -77,6 +77,8 @@ pub struct LinkHandle {
     pub hours: Option<forward::Hours>,
     /// The line of the destination, which all its links share.
     pub line: Arc<Line>,
+    /// The other connections to the destination, with their names; the same for each of its links.
+    pub others: [(&'static str, Arc<forward::Stats>); 2],
 }
 
 /// The running parts. A reload replaces the whole value.

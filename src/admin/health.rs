@@ -1,7 +1,7 @@
 //! Liveness and readiness of the gateway.
 //!
 //! Promise: a failed check states its reason, one line per check. A link that is down does not fail a check: the gateway
-//! still collects events.
+//! still collects events. One that central refuses is named with the reason.
 
 use super::handles::Handles;
 use crate::api::{Balance, HealthCheck};
@@ -71,6 +71,19 @@ impl Handles {
         let listens = |kind| matches!(kind, SourceKind::Mqtt | SourceKind::Http);
         for source in view.sources.iter().filter(|source| listens(source.kind)) {
             health.add(format!("source {}", source.name), source.stats.problem());
+        }
+        // A refusal at central fails no check either: events are kept. It is named, since a person has to act.
+        for (index, link) in view.links.iter().enumerate() {
+            let is_first = view.links[..index].iter().all(|other| other.destination != link.destination);
+            let others = link.others.iter().filter(|_| is_first).map(|(name, stats)| (*name, stats));
+            for (name, stats) in others.chain([(link.lane.name.as_str(), &link.stats)]) {
+                let state = stats.state();
+                if let (true, Some(reason), Some(since)) = (state.is_refused, state.reason, state.since) {
+                    let (check, reason) =
+                        (format!("link {}/{name}", link.destination), Some(format!("{reason} (since {since})")));
+                    health.0.push(HealthCheck { check, good: true, reason });
+                }
+            }
         }
         health
     }

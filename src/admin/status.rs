@@ -8,6 +8,7 @@ use crate::api::{
     SourceStatus, SparkplugStatus, Status,
 };
 use crate::event::Timestamp;
+use crate::forward::LinkState;
 use crate::journal::{Condition, Lane};
 use crate::ledger;
 use crate::setting::{Bytes, grouped, rough};
@@ -151,6 +152,10 @@ impl Handles {
         let mut problems: Vec<_> = view.configured.as_ref().and_then(Configured::problem).into_iter().collect();
         problems.extend(self.failures.problems());
         problems.extend(down_links(&status.links));
+        problems.extend(other_connections(&view.links, |state| {
+            let (since, reason) = (state.since?, state.reason.as_ref().filter(|_| !state.is_up)?);
+            Some(format!("{reason} (since {since})"))
+        }));
         for budget in &status.budgets {
             problems.extend(used_up(budget));
         }
@@ -167,6 +172,8 @@ impl Handles {
     fn further_notes(&self, status: &Status, view: &View) -> Vec<String> {
         let mut notes = self.removed_with_backlog(&status.lanes, view);
         notes.extend(same_brokers(&view.links));
+        notes.extend(other_connections(&view.links, |state| state.note.clone()));
+        notes.extend(view.links.iter().filter_map(|link| link.is_bound_by_window(status)));
         notes.extend(tight_memory(status.memory));
         let audit = self.journal.audit_usage();
         if audit.removed > 0 {
@@ -205,6 +212,15 @@ impl Handles {
         });
         names.map(note).chain(retired).collect()
     }
+}
+
+/// Returns what `about` says of the connections besides those of the lanes, each once.
+fn other_connections(links: &[LinkHandle], about: impl Fn(&LinkState) -> Option<String>) -> Vec<String> {
+    let is_first = |index: usize| links[..index].iter().all(|other| other.destination != links[index].destination);
+    let firsts = links.iter().enumerate().filter(|(index, _)| is_first(*index));
+    let all =
+        firsts.flat_map(|(_, link)| link.others.iter().map(move |(name, stats)| (&link.destination, name, stats)));
+    all.filter_map(|(to, name, stats)| Some(format!("link {to}/{name}: {}", about(&stats.state())?))).collect()
 }
 
 /// Returns a note about each pair of destinations that are one broker.
@@ -322,6 +338,9 @@ fn tight_memory(usage: MemoryUsage) -> Option<String> {
     })
 }
 
+/// Windows of a backlog from which on a full window is worth a note: less is sent within seconds.
+const WINDOWS_QUEUED: u64 = 20;
+
 /// Returns median and 99th percentile in milliseconds.
 fn quantiles_ms(durations: &Histogram) -> (f64, f64) {
     let durations = durations.snapshot();
@@ -340,6 +359,26 @@ impl LinkHandle {
         Some(format!(
             "lane {}: {queued} events for {} wait for the sending hours, which begin next at {next}",
             self.lane.name, self.destination
+        ))
+    }
+
+    /// Returns a note if the broker allows fewer publishes in flight than the line and the backlog would need.
+    fn is_bound_by_window(&self, status: &Status) -> Option<String> {
+        let state = self.stats.state();
+        let (window, lane) = (state.window, &self.lane.name);
+        let is_full = state.is_up && state.is_window_of_broker && state.in_flight >= window;
+        let outlook = status.outlooks.iter().find(|outlook| is_full && outlook.lane == *lane)?;
+        let drain = outlook.drains.iter().find(|drain| drain.destination == self.destination)?;
+        let (round_trip_ms, _) = quantiles_ms(&self.stats.answer);
+        if drain.queued < WINDOWS_QUEUED * window as u64 || round_trip_ms <= 0.0 {
+            return None;
+        }
+        Some(format!(
+            "link {}/{lane}: the broker allows {window} publishes in flight (Receive Maximum), at {round_trip_ms:.0} ms to its answer {:.0} per second; {:.0} events per second arrive, and {} wait: raise the limit of the broker (Mosquitto: max_inflight_messages), or set batch for the lane",
+            self.destination,
+            window as f64 * 1000.0 / round_trip_ms,
+            outlook.events_per_second,
+            grouped(drain.queued)
         ))
     }
 

@@ -88,11 +88,12 @@ pub(super) fn health(at: &At) -> anyhow::Result<ExitCode> {
         .collect::<Result<_, _>>()
         .context("the gateway responds in another format")?;
     print(at, &checks, |checks, _| {
-        let failed: Vec<String> = checks
+        let reasons = checks
             .iter()
-            .filter_map(|check| Some(format!("{}: {}", shown(&check.check), shown(check.reason.as_deref()?))))
-            .collect();
-        if failed.is_empty() { "live and accepting events".to_owned() } else { failed.join("\n") }
+            .filter_map(|check| Some(format!("{}: {}", shown(&check.check), shown(check.reason.as_deref()?))));
+        let is_good = checks.iter().all(|check| check.good);
+        let all = is_good.then(|| "live and accepting events".to_owned()).into_iter().chain(reasons);
+        all.collect::<Vec<_>>().join("\n")
     })?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

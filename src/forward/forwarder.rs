@@ -133,6 +133,8 @@ impl Conversation for Forwarder {
         }
         let is_sending = may_send && !is_jumping;
         let window = self.link.to.window.min(session.limits().receive_maximum);
+        let of_broker = session.limits().receive_maximum < self.link.to.window;
+        self.link.stats.set(|state| (state.window, state.is_window_of_broker) = (window.into(), of_broker));
         let window = if is_sending { self.probe.window(usize::from(window)) } else { 0 };
         let turn = self.send_owed(session, output, window).await;
         let in_flight = &self.sender.publishes.in_flight;
@@ -231,7 +233,7 @@ impl Conversation for Forwarder {
             Some(Conflict::Suspected) => other_client("sessions end at once; perhaps "),
             Some(Conflict::Confirmed) => other_client(""),
         };
-        if stats.set_up(false, Some(reason.clone())) {
+        if stats.set_down(error, reason.clone()) {
             tracing::warn!(lane = %lane.name, destination = %to.name, error = %reason, "link down, will reconnect");
         }
     }

@@ -14,6 +14,7 @@ use super::outgoing::{Mark, Outgoing};
 use super::pace::{Pacer, Pressure, Rate};
 use super::replays::Replays;
 use super::sender::Sender;
+use super::stats::Stats;
 use crate::clock;
 use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::DeadLetterStatuses;
@@ -53,6 +54,7 @@ pub struct ResenderSpec {
     /// Signals new certificates and passwords.
     pub rotation: CredentialRotation,
     pub traffic: Arc<Traffic>,
+    pub stats: Arc<Stats>,
 }
 
 /// Sends requeued dead letters and replays to one destination.
@@ -116,6 +118,7 @@ impl Conversation for Resender {
     }
 
     fn begin(&mut self, _session: &Session, _start: Start, _output: &mut Output) {
+        self.spec.stats.set_up(true, None);
         self.idle_since = clock::instant();
     }
 
@@ -168,6 +171,7 @@ impl Conversation for Resender {
     async fn leave(&mut self, session: Session, _output: Output, why: Leave) {
         session.close().await;
         if why != Leave::Replaced {
+            self.spec.stats.set_up(false, None);
             self.end_session().await;
         }
     }
@@ -178,7 +182,9 @@ impl Conversation for Resender {
     }
 
     fn down(&mut self, error: &LinkError, _conflict: Option<Conflict>) {
-        tracing::debug!(destination = %self.spec.config.name, %error, "link for resending down, will reconnect");
+        if self.spec.stats.set_down(error, error.to_string()) {
+            tracing::warn!(destination = %self.spec.config.name, %error, "link for resending down, will reconnect");
+        }
     }
 }
 

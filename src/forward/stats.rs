@@ -3,7 +3,7 @@
 use super::key_order::OvertakenEvents;
 use crate::clock;
 use crate::event::Timestamp;
-use crate::link::Peer;
+use crate::link::{LinkError, Peer};
 use crate::telemetry::{Counter, Histogram};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -43,7 +43,13 @@ pub struct LinkState {
     pub since: Option<Timestamp>,
     /// Why there is no session.
     pub reason: Option<String>,
+    /// Whether central, or a check of its certificate, refuses the session: a person has to change something.
+    pub is_refused: bool,
     pub in_flight: usize,
+    /// Largest number of publishes in flight.
+    pub window: usize,
+    /// Whether it is the broker that allows no more.
+    pub is_window_of_broker: bool,
     /// A warning for the operator while the session continues.
     pub note: Option<String>,
     /// Why central refused events for now within the last minute.
@@ -82,6 +88,13 @@ impl Stats {
         change(&mut self.state.lock());
     }
 
+    /// Records why there is no session; returns whether that is new.
+    pub(super) fn set_down(&self, error: &LinkError, reason: String) -> bool {
+        let is_changed = self.set_up(false, Some(reason));
+        self.set(|state| state.is_refused = error.is_refusal());
+        is_changed
+    }
+
     /// Records whether there is a session; returns whether that is new.
     pub(super) fn set_up(&self, is_up: bool, reason: Option<String>) -> bool {
         let mut is_changed = false;
@@ -91,7 +104,7 @@ impl Stats {
                 state.since = Some(Timestamp::from(clock::wall()));
             }
             let (since, refused, peer) = (state.since, state.refused.take(), state.peer);
-            *state = LinkState { is_up, since, reason, in_flight: 0, note: None, refused, peer };
+            *state = LinkState { is_up, since, reason, refused, peer, ..LinkState::default() };
         });
         is_changed
     }

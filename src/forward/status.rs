@@ -4,6 +4,7 @@
 //! The status is not an event: it is retained, never journaled, and not in the ledger.
 
 use super::config::Config;
+use super::stats::Stats;
 use crate::clock;
 use crate::contract::{GatewayNames, STRUCTURED, push_json_string};
 use crate::event::{Id, Timestamp, push_path_segment};
@@ -30,15 +31,17 @@ pub struct StatusSpec {
     pub report: Report,
     pub rotation: CredentialRotation,
     pub traffic: Arc<Traffic>,
+    pub stats: Arc<Stats>,
 }
 
 /// Publishes the status to one destination until shutdown.
 pub async fn run(spec: StatusSpec, mut shutdown: Shutdown) {
-    let StatusSpec { config, client, around, report, rotation, traffic } = spec;
+    let StatusSpec { config, client, around, report, rotation, traffic, stats } = spec;
     let Ok(target) = config.target().map(|target| Arc::new(target.counting(traffic))) else { return };
     let link = Client::new(target, ConnectAs::client(client), rotation).with_wait_min(RECONNECT_MIN);
     let mut publisher = Publisher {
         destination: config.name.clone(),
+        stats,
         topic: topic(&around),
         around,
         report,
@@ -58,6 +61,7 @@ pub fn topic(around: &GatewayNames) -> String {
 /// Publishes the status on a session.
 struct Publisher {
     destination: String,
+    stats: Arc<Stats>,
     topic: String,
     around: GatewayNames,
     report: Report,
@@ -74,7 +78,13 @@ impl Conversation for Publisher {
         connect_as.will = Some(Will { topic: self.topic.clone(), payload });
     }
 
-    fn begin(&mut self, _session: &Session, _start: Start, _output: &mut Output) {
+    fn begin(&mut self, session: &Session, _start: Start, _output: &mut Output) {
+        self.stats.set_up(true, None);
+        if !session.limits().has_retain {
+            let note =
+                "central retains no messages: a consumer that comes later does not see whether this gateway is online";
+            self.stats.set(|state| state.note = Some(note.to_owned()));
+        }
         self.next_heartbeat = clock::instant();
         self.is_waiting = false;
     }
@@ -118,7 +128,9 @@ impl Conversation for Publisher {
 
     // The forwarders report a conflict of client ids; here the longer pause is enough.
     fn down(&mut self, error: &LinkError, _conflict: Option<Conflict>) {
-        tracing::debug!(destination = %self.destination, %error, "no status connection");
+        if self.stats.set_down(error, error.to_string()) {
+            tracing::warn!(destination = %self.destination, %error, "no status connection, will reconnect");
+        }
     }
 }
 

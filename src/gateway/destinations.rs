@@ -31,6 +31,9 @@ struct Shared<'s> {
     pressure: Arc<Pressure>,
     rotation: CredentialRotation,
     meter: Arc<Meter>,
+    /// States of the connections besides those of the lanes.
+    again: Arc<forward::Stats>,
+    status: Arc<forward::Stats>,
 }
 
 impl DestinationSpec {
@@ -59,7 +62,8 @@ impl DestinationSpec {
         let budget = self.config.budget.clone().map(|budget| (budget, Arc::clone(&meter)));
         let pressure = Pressure::new(lanes, hours, budget);
         let rotation = CredentialRotation::new(changed);
-        let shared = Shared { handles: &services.handles, pressure, rotation, meter };
+        let (again, status) = <(Arc<forward::Stats>, Arc<forward::Stats>)>::default();
+        let shared = Shared { handles: &services.handles, pressure, rotation, meter, again, status };
         let (links, mut parts): (Vec<_>, Vec<_>) = lanes.iter().map(|lane| self.link(lane, &shared)).unzip();
         parts.push(self.order(&links, &shared));
         parts.push(self.resender(&shared));
@@ -73,7 +77,8 @@ impl DestinationSpec {
         let sending = self.sending.get(&lane.name).cloned().unwrap_or_default();
         let hours = sending.hours.clone();
         let line = Arc::clone(shared.pressure.line());
-        let handle = LinkHandle { lane: Arc::clone(lane), destination: name, stats, hours, line };
+        let others = [("again", Arc::clone(&shared.again)), ("status", Arc::clone(&shared.status))];
+        let handle = LinkHandle { lane: Arc::clone(lane), destination: name, stats, hours, line, others };
         let priority = if sending.yielding.is_some() { Priority::Low } else { Priority::Normal };
         let spec = forward::ForwarderSpec {
             config: Arc::clone(&self.config),
@@ -101,6 +106,7 @@ impl DestinationSpec {
             pressure: Arc::clone(&shared.pressure),
             rotation: shared.rotation.clone(),
             traffic: shared.meter.traffic("again"),
+            stats: Arc::clone(&shared.again),
         };
         let part = PartSpec::new(format!("link {}/again", self.config.name), move |shutdown| {
             let resender = Resender::new(spec.clone()).map_err(anyhow::Error::msg)?;
@@ -135,6 +141,7 @@ impl DestinationSpec {
             report: journal_report(&shared.handles.journal),
             rotation: shared.rotation.clone(),
             traffic: shared.meter.traffic("status"),
+            stats: Arc::clone(&shared.status),
         };
         PartSpec::new(format!("link {}/status", self.config.name), move |shutdown| {
             Ok(Box::pin(status::run(spec.clone(), shutdown)))

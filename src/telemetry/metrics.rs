@@ -67,6 +67,7 @@ families! {
     LINE_RATE Gauge "forebay_line_bytes_per_second" "Bytes per second that the line to a destination carries at least, as acknowledgements show it."
     LINE_ROUND_TRIP Gauge "forebay_line_round_trip_seconds" "Shortest time of late from sending a publish to its acknowledgement."
     LINE_IN_FLIGHT Gauge "forebay_line_in_flight_bytes" "Bytes that are written to the line and not acknowledged."
+    LINK_WINDOW Gauge "forebay_link_window_publishes" "Largest number of publishes in flight: the setting window, or what the broker allows; 0 without a session."
     LINK_SENT Counter "forebay_link_publishes_total" "Publishes sent, repeats included; a publish may contain many events."
     LINK_REPEATED Counter "forebay_link_repeated_publishes_total" "Publishes sent again because their acknowledgement was lost with the session."
     LINK_DELIVERED Counter "forebay_link_delivered_events_total" "Events that the destination acknowledged."

@@ -58,6 +58,7 @@ pub struct Scripted {
 }
 
 struct Shared {
+    refuse_wills: Option<u8>,
     connack: Vec<u8>,
     judge: Mutex<Judge>,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -70,10 +71,16 @@ struct Shared {
 impl Scripted {
     /// Accepts the gateway's own events, and asks `judge` about all others. `connack` has the properties of CONNACK.
     pub fn start(connack: Vec<u8>, judge: impl FnMut(&Seen) -> Do + Send + 'static) -> Self {
+        Self::refusing_wills(None, connack, judge)
+    }
+
+    /// The same, and refuses clients with a will, as the status connection has one, with this code.
+    pub fn refusing_wills(code: Option<u8>, connack: Vec<u8>, judge: impl FnMut(&Seen) -> Do + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("port");
         let address = listener.local_addr().expect("address");
         let (seen, bodies, is_over) = <(Arc<Mutex<Vec<Seen>>>, Arc<Mutex<Vec<_>>>, Arc<AtomicBool>)>::default();
         let shared = Arc::new(Shared {
+            refuse_wills: code,
             connack,
             judge: Mutex::new(Box::new(judge)),
             seen: Arc::clone(&seen),
@@ -144,6 +151,9 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         while let Ok(Some(frame)) = forebay::mqtt::frame(&input[at..], usize::MAX) {
             at += frame.length;
             match frame.first >> 4 {
+                1 if frame.body[7] & 4 != 0 && shared.refuse_wills.is_some() => {
+                    return stream.write_all(&[0x20, 3, 0, shared.refuse_wills.unwrap_or(0), 0]);
+                }
                 1 => {
                     let mut answer = vec![0x20, 3 + shared.connack.len() as u8, 0, 0, shared.connack.len() as u8];
                     answer.extend_from_slice(&shared.connack);

@@ -16,6 +16,7 @@ pub(super) fn put_links(page: &mut Page, links: &[LinkHandle]) {
     };
     each(LINK_UP, &|link| flag(link.stats.state().is_up));
     each(LINK_IN_FLIGHT, &|link| link.stats.state().in_flight as f64);
+    each(LINK_WINDOW, &|link| link.stats.state().window as f64);
     each(LINK_SENT, &|link| link.stats.sent.value() as f64);
     each(LINK_REPEATED, &|link| link.stats.repeated.value() as f64);
     each(LINK_DELIVERED, &|link| link.stats.delivered.value() as f64);
