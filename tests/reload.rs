@@ -474,6 +474,11 @@ fn a_new_certificate_that_central_refuses_leaves_the_session_as_it_is() {
     let central = Mosquitto::start(&ours, &pki);
     let collector = Collector::start(central.plain, "#");
     let gateway = Gateway::start("refused", &central.destination(&pki, central.tls.port()));
+    let is_up = |status: &serde_json::Value| {
+        status["links"].as_array().is_some_and(|all| all.iter().all(|link| link["is_up"] == true))
+    };
+    // A lane that connects only after the exchange has no session to keep.
+    gateway.await_status("every lane is connected", PATIENCE, is_up);
     let (mut client, _) = Client::connect(gateway.address, &Hello::default());
     client.publish(true, 1, STATE, payload(1, 1).as_bytes());
     let own = [std::fs::read(&pki.client_cert).expect("read"), std::fs::read(&pki.client_key).expect("read")];
@@ -486,9 +491,6 @@ fn a_new_certificate_that_central_refuses_leaves_the_session_as_it_is() {
     client.publish(true, 2, STATE, payload(1, 2).as_bytes());
     let of_stream = || collector.arrived().iter().filter(|one| one.topic.contains("/machine.state/")).count();
     await_that("events travel on", || of_stream() >= 2);
-    let is_up = |status: &serde_json::Value| {
-        status["links"].as_array().is_some_and(|all| all.iter().all(|link| link["is_up"] == true))
-    };
     assert!(is_up(&gateway.status()));
     std::fs::write(&pki.client_cert, &own[0]).expect("written");
     std::fs::write(&pki.client_key, &own[1]).expect("written");
