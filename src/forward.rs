@@ -27,6 +27,7 @@ mod in_flight;
 mod key_order;
 mod lane_link;
 mod lane_sender;
+mod line_room;
 pub mod meter;
 mod outgoing;
 pub mod overtaken;

@@ -42,8 +42,8 @@ pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Tu
 pub(crate) use client_conflict::Conflict;
 pub use config::{Config, check_client_id};
 pub use error::LinkError;
-pub(crate) use line::LineShare;
 pub use line::{Line, LineFigures};
+pub(crate) use line::{LineShare, SEGMENT_BYTES};
 pub use peer::Peer;
 pub use proxy::Proxy;
 pub use rotation::CredentialRotation;

@@ -25,6 +25,8 @@ mod golden;
 mod journal;
 /// The gateway starts with the largest state that clients can leave, within the memory of the unit.
 mod largest_state;
+/// Narrow lines, with delay and loss, carry all lanes.
+mod narrow_lines;
 /// Acknowledged events survive SIGKILL of the gateway, the death of central, and bad networks.
 mod nothing_lost;
 /// Numbers keep all their digits wherever they go.

@@ -17,8 +17,8 @@ use crate::clock;
 use crate::event::Timestamp;
 use crate::journal::{Lane, Outcome};
 use crate::link::{
-    Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, LineShare, LinkError, LostSession, Output,
-    Session, Start, Target, Traffic, Turn,
+    Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, LinkError, LostSession, Output, Session, Start,
+    Target, Traffic, Turn,
 };
 use crate::shutdown::Shutdown;
 use std::sync::Arc;
@@ -26,6 +26,9 @@ use std::time::Duration;
 
 /// Longest wait for outstanding acknowledgements at the shutdown, to avoid sending these events again.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// The lane that goes first on a line.
+const CRITICAL: &str = "critical";
 
 /// The destination, settings and identity of a forwarder.
 #[derive(Clone, Debug)]
@@ -51,7 +54,6 @@ pub struct Forwarder {
     reader: EventReader,
     allowance: Allowance,
     sender: LaneSender,
-    share: LineShare,
     settler: Settler,
     probe: Probe,
     /// Whether more events may be read.
@@ -65,7 +67,7 @@ impl Forwarder {
     pub fn new(spec: ForwarderSpec, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
         let ForwarderSpec { config, sending, pressure, client, rotation, traffic } = spec;
         let target = Arc::new(config.target()?.counting(traffic).on(Arc::clone(pressure.line())));
-        let share = pressure.line().share();
+        let share = pressure.line().share(rank(&lane.name, &sending));
         let link = LaneLink { lane: Arc::clone(lane), to: config, stats };
         Ok(Self {
             target,
@@ -73,8 +75,7 @@ impl Forwarder {
             rotation,
             reader: EventReader::new(link.clone(), Arc::clone(&sending)),
             allowance: Allowance::new(lane, Arc::clone(&sending), pressure),
-            sender: LaneSender::new(link.clone(), sending),
-            share,
+            sender: LaneSender::new(link.clone(), sending, share),
             settler: Settler::new(link.clone(), dead),
             probe: Probe::default(),
             has_room: false,
@@ -88,6 +89,15 @@ impl Forwarder {
         let (target, connect_as) = (Arc::clone(&self.target), ConnectAs::client(self.client.clone()));
         Client::new(target, connect_as, self.rotation.clone()).run(&mut self, &mut shutdown).await;
         self.link.stats.set_up(false, Some("the gateway is shutting down".into()));
+    }
+}
+
+/// The order in which the lanes of a destination share its line.
+fn rank(lane: &str, sending: &Sending) -> usize {
+    match sending.yielding {
+        _ if lane == CRITICAL => 0,
+        None => 1,
+        Some(_) => 2,
     }
 }
 
@@ -115,33 +125,11 @@ impl Conversation for Forwarder {
     }
 
     async fn fill(&mut self, session: &mut Session, output: &mut Output, may_send: bool) -> Result<Turn, End> {
-        self.has_room = false;
-        if self.reader.is_closed() {
-            return Err(End::Shutdown);
-        }
-        if self.sender.order.end_strict(clock::instant()) {
-            self.link.stats.set(|state| state.refused = None);
-        }
-        if self.probe.due().is_some() {
-            return Ok(self.probe(session, output, may_send));
-        }
-        // The jump to the live end waits for the publishes in flight. Refused events keep their pauses instead.
-        let mut is_jumping = self.sender.order.waiting() == 0 && self.reader.is_live_lagging();
-        if is_jumping && self.sender.publishes.in_flight.is_empty() {
-            self.rewind();
-            is_jumping = false;
-        }
-        let is_sending = may_send && !is_jumping;
-        let window = self.link.to.window.min(session.limits().receive_maximum);
-        let of_broker = session.limits().receive_maximum < self.link.to.window;
-        self.link.stats.set(|state| (state.window, state.is_window_of_broker) = (window.into(), of_broker));
-        let window = if is_sending { self.probe.window(usize::from(window)) } else { 0 };
-        let turn = self.send_owed(session, output, window).await;
-        let in_flight = &self.sender.publishes.in_flight;
-        self.share.set(in_flight.bytes().saturating_sub(output.waiting() as u64));
-        self.link.stats.set(|state| state.in_flight = in_flight.count());
-        self.report_progress();
-        Ok(turn)
+        let LaneSender { room, publishes, .. } = &mut self.sender;
+        room.measure(&publishes.in_flight, session, output);
+        let turn = self.send(session, output, may_send).await?;
+        let look = self.sender.room.limit(output, self.reader.has_more());
+        Ok(Turn { wake_in: turn.wake_in.min(look.unwrap_or(Duration::MAX)), ..turn })
     }
 
     async fn ready(&mut self) {
@@ -165,7 +153,7 @@ impl Conversation for Forwarder {
 
     async fn receive(&mut self, session: &mut Session) -> Result<(), End> {
         let (now, wall) = (clock::instant(), Timestamp::from(clock::wall()));
-        let line = Arc::clone(self.share.line());
+        let line = Arc::clone(self.sender.room.share().line());
         let mut carried = line.answers(now);
         let mut answers = Answers::new(now, wall);
         let (mut count, mut end) = (0, Ok(()));
@@ -211,9 +199,9 @@ impl Conversation for Forwarder {
             }
         }
         if matches!(error, LinkError::Silent(_) | LinkError::Stuck(_)) {
-            self.share.line().forget();
+            self.sender.room.share().line().forget();
         }
-        self.share.set(0);
+        self.sender.room.begin();
         self.report_progress();
         let was_good = self.link.stats.delivered.value() > self.delivered_before;
         LostSession { was_good, was_idle: self.sender.publishes.in_flight.is_empty() }
@@ -250,6 +238,35 @@ impl Conversation for Forwarder {
 }
 
 impl Forwarder {
+    /// Sends what may be sent now.
+    async fn send(&mut self, session: &mut Session, output: &mut Output, may_send: bool) -> Result<Turn, End> {
+        self.has_room = false;
+        if self.reader.is_closed() {
+            return Err(End::Shutdown);
+        }
+        if self.sender.order.end_strict(clock::instant()) {
+            self.link.stats.set(|state| state.refused = None);
+        }
+        if self.probe.due().is_some() {
+            return Ok(self.probe(session, output, may_send));
+        }
+        // The jump to the live end waits for the publishes in flight. Refused events keep their pauses instead.
+        let mut is_jumping = self.sender.order.waiting() == 0 && self.reader.is_live_lagging();
+        if is_jumping && self.sender.publishes.in_flight.is_empty() {
+            self.rewind();
+            is_jumping = false;
+        }
+        let is_sending = may_send && !is_jumping;
+        let window = self.link.to.window.min(session.limits().receive_maximum);
+        let of_broker = session.limits().receive_maximum < self.link.to.window;
+        self.link.stats.set(|state| (state.window, state.is_window_of_broker) = (window.into(), of_broker));
+        let window = if is_sending { self.probe.window(usize::from(window)) } else { 0 };
+        let turn = self.send_owed(session, output, window).await;
+        self.link.stats.set(|state| state.in_flight = self.sender.publishes.in_flight.count());
+        self.report_progress();
+        Ok(turn)
+    }
+
     /// Begins again at the lowest unsettled event.
     fn rewind(&mut self) {
         self.link.stats.repeated.add(self.sender.publishes.in_flight.count() as u64);

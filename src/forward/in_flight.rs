@@ -135,6 +135,11 @@ impl<T> InFlight<T> {
         self.bytes
     }
 
+    /// Size of the first unanswered publish.
+    pub(super) fn first_bytes(&self) -> u64 {
+        self.sent.front().and_then(Option::as_ref).map_or(0, |(_, bytes)| u64::from(*bytes))
+    }
+
     /// Removes and returns the publish with this packet id, and its size; `None` if it is not in flight.
     pub(super) fn take(&mut self, id: u16) -> Option<(T, usize)> {
         let index = (u32::from(id) + IDS - self.first_id) % IDS;

@@ -6,6 +6,7 @@ use super::followed::Followed;
 use super::in_flight::{Publish, Refusals};
 use super::key_order::{Held, Key, KeyOrder, StreamOrders, Waiting, key_of, key_of_batch, key_of_none};
 use super::lane_link::LaneLink;
+use super::line_room::LineRoom;
 use super::outgoing::{Mark, Outgoing};
 use super::pace::Sending;
 use super::sender::Sender;
@@ -13,7 +14,7 @@ use super::throttle::Throttle;
 use crate::clock;
 use crate::contract::Order;
 use crate::event::{Record, Timestamp};
-use crate::link::{Output, Session};
+use crate::link::{LineShare, Output, Session};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ pub(super) struct LaneSender {
     pub order: KeyOrder,
     pub throttle: Throttle,
     orders: StreamOrders,
+    pub room: LineRoom,
 }
 
 /// The session to send on, and the results of one call of `fill`.
@@ -56,15 +58,16 @@ impl<'a> Pass<'a> {
 }
 
 impl LaneSender {
-    pub(super) fn new(link: LaneLink, sending: Arc<Sending>) -> Self {
+    pub(super) fn new(link: LaneLink, sending: Arc<Sending>, share: LineShare) -> Self {
         let (publishes, orders) = (Sender::new(&link.to), StreamOrders::new(&sending.orders));
         let throttle = Throttle::new(clock::instant());
         let (batcher, followed, order) = (Batcher::default(), Followed::default(), KeyOrder::default());
-        Self { link, sending, publishes, batcher, followed, order, throttle, orders }
+        let room = LineRoom::new(share);
+        Self { link, sending, publishes, batcher, followed, order, throttle, orders, room }
     }
 
     pub(super) fn has_room(&self, window: usize, output: &Output) -> bool {
-        self.publishes.in_flight.has_room(window) && output.waiting() < OUTPUT_BYTES
+        self.publishes.in_flight.has_room(window) && output.waiting() < OUTPUT_BYTES && self.room.has_room(output)
     }
 
     /// Whether further events may be read.
@@ -153,7 +156,9 @@ impl LaneSender {
         let order = self.orders.of(event.published);
         match &self.sending.batch {
             Some(batch) => {
-                let packet_bytes_max = pass.session.limits().packet_bytes_max;
+                // A batch that the line does not carry within its age would only delay what comes behind it.
+                let line_bytes_max = self.room.share().line().batch_bytes(batch.age.0);
+                let packet_bytes_max = pass.session.limits().packet_bytes_max.min(line_bytes_max);
                 self.batcher.add(batch, packet_bytes_max, event, (pass.now, order));
                 self.follow(event);
             }

@@ -112,6 +112,11 @@ impl EventReader {
             && self.link.lane.settled(&self.link.to.name).is_some_and(is_settled_in_few_ranges)
     }
 
+    /// Whether there are events that were not read yet.
+    pub(super) fn has_more(&self) -> bool {
+        self.primary.follower.end() > self.primary.next || self.backfill.until > self.backfill.next
+    }
+
     /// Offset below which every event counts as acknowledged while `in_flight` events are not.
     pub(super) fn reached(&self, in_flight: usize) -> u64 {
         let end = self.primary.follower.end();

@@ -20,8 +20,8 @@ use crate::ingest::dead::DeadLetter;
 use crate::ingest::dead::fates::DeadLetterStatuses;
 use crate::journal::Journal;
 use crate::link::{
-    Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, Leave, LinkError, LostSession, Output, Session,
-    Start, Target, Traffic, Turn,
+    Client, Conflict, ConnectAs, Conversation, CredentialRotation, End, Leave, LineShare, LinkError, LostSession,
+    Output, SEGMENT_BYTES, Session, Start, Target, Traffic, Turn,
 };
 use crate::runtime::spawn_blocking;
 use crate::shutdown::Shutdown;
@@ -32,6 +32,8 @@ use std::time::{Duration, Instant};
 
 /// Largest number of publishes in flight: enough for any line, and small compared with the window of live events.
 const WINDOW: usize = 64;
+/// Every lane goes first on the line.
+const RANK: usize = 3;
 /// Interval between checks while other lanes have a backlog.
 const YIELD_POLL: Duration = Duration::from_millis(200);
 /// Interval between checks for new dead letters and replays.
@@ -65,6 +67,7 @@ pub struct Resender {
     letters: LetterReader,
     replay: Option<ReplayReader>,
     sender: Sender<Resent>,
+    share: LineShare,
     pacer: Pacer,
     /// Time of the last check for dead letters and replays.
     checked_at: Option<Instant>,
@@ -81,6 +84,7 @@ impl Resender {
             letters: LetterReader::new(Arc::clone(&spec.journal), Arc::clone(&spec.fates)),
             replay: None,
             sender: Sender::new(&spec.config),
+            share: spec.pressure.line().share(RANK),
             pacer: Pacer::new(),
             checked_at: None,
             idle_since: clock::instant(),
@@ -225,6 +229,9 @@ impl Resender {
             if !self.sender.in_flight.has_room(window) {
                 return IDLE_MAX;
             }
+            if self.share.room(self.sender.in_flight.bytes(), clock::instant()) < SEGMENT_BYTES {
+                return self.share.line().look_again();
+            }
             if self.spec.pressure.has_any_backlog() || self.spec.pressure.is_out_of_budget("again") {
                 return YIELD_POLL;
             }
@@ -277,6 +284,7 @@ impl Resender {
     async fn end_session(&mut self) {
         self.save_progress().await;
         self.sender.in_flight.clear();
+        self.share.room(0, clock::instant());
         self.replay = None;
         self.checked_at = None;
     }

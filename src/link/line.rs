@@ -1,21 +1,36 @@
-//! The line to a destination: what it carries.
+//! The line to a destination: what it carries, and how many bytes of each lane may be on it.
 //!
-//! Promise: the estimated rate is a lower bound. It counts only what central has acknowledged, and only over times in which
-//! these bytes were certainly carried, whatever a proxy on the way buffers.
+//! Promise: at most one second of data, or two bandwidth-delay products, is in flight; a lower lane sends what
+//! the higher ones leave free, but never less than a tenth of that.
 //!
 //! Not here: when a session counts as dead (`progress`).
 
+mod estimate;
+#[cfg(test)]
+mod simulation;
+
 use super::progress::Carried;
+pub(crate) use estimate::{Answers, SEGMENT_BYTES};
+use estimate::{FLOOR_BYTES, RateEstimate, RoundTripEstimate};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Rate in bytes per second that a line is taken to have before one is measured.
-const UNMEASURED: f64 = 1000.0;
-/// The rate of a sample counts for this many times its bytes.
-const PROVEN_TIMES: u64 = 4;
-/// Shortest interval of a sample, in seconds: less is below the resolution of timers and schedulers.
-const SAMPLE_SECONDS_MIN: f64 = 0.001;
+/// Time of the estimated rate that is in flight. The estimate is a lower bound, some four fifths of the rate, so this is one
+/// second of data. With less, clumps of acknowledgements leave the line idle: Mosquitto sends them with Nagle's algorithm.
+const BOUND_SECONDS: f64 = 1.25;
+/// Send buffer of a socket, slice of an event, and batch, while the rate is not known.
+const FIRST_BYTES: u64 = 4 << 10;
+/// A larger send buffer makes no difference: Linux grants half of this by default (`net.core.wmem_max`).
+const BUFFER_BYTES_MAX: u64 = 1 << 20;
+/// A line with a shorter round trip has no kilobytes on its way, unless something has been measured.
+const LOCAL: Duration = Duration::from_millis(20);
+/// An event that is larger than the bound is written this many times as fast as the estimate, so that the estimate can grow.
+const PACE_TIMES: f64 = 2.0;
+/// Longest and shortest wait until the next look at a line that is full.
+const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// Smallest limit of a batch.
+const BATCH_BYTES_MIN: u64 = 4 << 10;
 
 /// The line of one destination; all its sessions share it.
 #[derive(Debug, Default)]
@@ -43,10 +58,7 @@ impl LineFigures {
 #[derive(Debug, Default)]
 struct State {
     rate: RateEstimate,
-    /// Least time from sending to acknowledgement.
-    round_trip: Option<Duration>,
-    /// CONNECT to CONNACK of the last session.
-    connect: Option<Duration>,
+    round_trip: RoundTripEstimate,
     shares: Vec<Use>,
 }
 
@@ -54,138 +66,106 @@ struct State {
 #[derive(Debug)]
 struct Use {
     id: usize,
+    /// 0 for the highest lane.
+    rank: usize,
     bytes: u64,
-}
-
-/// The largest lower bound since the line was last lost.
-#[derive(Debug, Default)]
-struct RateEstimate {
-    /// The interval in which acknowledged bytes are counted.
-    interval: Option<Interval>,
-    best: Option<f64>,
-    /// Most bytes that were acknowledged in one interval: for more, the rate is not proven.
-    proven_bytes: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Interval {
-    since: Instant,
-    /// Bytes that were sent after `since` and are acknowledged.
-    bytes: u64,
-}
-
-/// Answers that arrived together.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answered {
-    since: Option<Instant>,
-    now: Instant,
-    bytes: u64,
-    /// Bytes per second of the fastest publish.
-    rate: f64,
-    /// Bytes of the largest publish.
-    largest: u64,
-    latency: Duration,
-    /// The shortest.
-    least: Duration,
-}
-
-impl Answered {
-    /// Adds an acknowledged publish that was sent at `sent_at` at the earliest.
-    pub(crate) fn add(&mut self, bytes: usize, sent_at: Instant) {
-        let latency = self.now.saturating_duration_since(sent_at);
-        let bytes = bytes as u64;
-        if self.since.is_some_and(|since| sent_at >= since) {
-            self.bytes += bytes;
-        }
-        self.rate = self.rate.max(bytes as f64 / latency.as_secs_f64().max(SAMPLE_SECONDS_MIN));
-        self.largest = self.largest.max(bytes);
-        self.latency = latency;
-        self.least = self.least.min(latency);
-    }
-}
-
-impl RateEstimate {
-    fn record(&mut self, answered: &Answered) {
-        let now = answered.now;
-        let interval = self.interval.get_or_insert(Interval { since: now, bytes: 0 });
-        if answered.since == Some(interval.since) {
-            interval.bytes += answered.bytes;
-        }
-        let seconds = now.saturating_duration_since(interval.since).as_secs_f64();
-        let rate = answered.rate.max(interval.bytes as f64 / seconds.max(SAMPLE_SECONDS_MIN));
-        self.proven_bytes = self.proven_bytes.max(interval.bytes).max(answered.largest);
-        // Four times the time of an answer: what is in flight at the beginning, and does not count, is a quarter.
-        if seconds >= 4.0 * answered.latency.as_secs_f64().max(SAMPLE_SECONDS_MIN) {
-            *interval = Interval { since: now, bytes: 0 };
-        }
-        self.best = Some(self.best.unwrap_or_default().max(rate));
-    }
-
-    /// Time that the line needs for so many bytes. A few bytes that were fast prove nothing for many: a buffer on the way
-    /// takes them at once.
-    fn seconds(&self, bytes: u64) -> f64 {
-        let proven = bytes.min(self.proven_bytes.saturating_mul(PROVEN_TIMES));
-        let at_rate = self.best.map_or(0.0, |rate| proven as f64 / rate);
-        at_rate + (bytes - proven) as f64 / UNMEASURED
-    }
 }
 
 impl State {
-    fn round_trip(&self) -> Option<Duration> {
-        self.round_trip.or(self.connect)
+    /// Largest number of bytes in flight.
+    fn bound(&mut self, now: Instant) -> u64 {
+        let Some(rate) = self.rate.best() else { return FLOOR_BYTES };
+        if self.round_trip.is_draining(now) {
+            return FLOOR_BYTES;
+        }
+        let seconds = self.round_trip.value().unwrap_or_default().as_secs_f64() * 2.0;
+        FLOOR_BYTES.max((rate * seconds.max(BOUND_SECONDS)) as u64)
     }
 }
 
 impl Line {
-    /// Registers a lane.
-    pub(crate) fn share(self: &Arc<Self>) -> LineShare {
+    /// Registers a lane; the lane of rank 0 goes first.
+    pub(crate) fn share(self: &Arc<Self>, rank: usize) -> LineShare {
         let mut state = self.state.lock();
         let id = state.shares.iter().map(|known| known.id + 1).max().unwrap_or_default();
-        state.shares.push(Use { id, bytes: 0 });
-        LineShare { line: Arc::clone(self), id }
+        state.shares.push(Use { id, rank, bytes: 0 });
+        LineShare { line: Arc::clone(self), id, paced: None }
     }
 
     pub fn figures(&self) -> LineFigures {
         let state = self.state.lock();
         LineFigures {
-            rate: state.rate.best,
-            round_trip: state.round_trip(),
+            rate: state.rate.best(),
+            round_trip: state.round_trip.value(),
             in_flight: state.shares.iter().map(|share| share.bytes).sum(),
         }
     }
 
     /// Records the time from CONNECT to CONNACK.
     pub(super) fn record_connect(&self, round_trip: Duration) {
-        self.state.lock().connect = Some(round_trip);
+        self.state.lock().round_trip.connect = Some(round_trip);
     }
 
     /// Begins to collect the answers that arrive together.
-    pub(crate) fn answers(&self, now: Instant) -> Answered {
-        let since = self.state.lock().rate.interval.map(|interval| interval.since);
-        Answered { since, now, bytes: 0, rate: 0.0, largest: 0, latency: Duration::ZERO, least: Duration::MAX }
+    pub(crate) fn answers(&self, now: Instant) -> Answers {
+        self.state.lock().rate.answers(now)
     }
 
-    pub(crate) fn record(&self, answered: &Answered) {
-        if answered.rate <= 0.0 {
+    pub(crate) fn record(&self, answers: &Answers) {
+        if answers.is_empty() {
             return;
         }
         let mut state = self.state.lock();
-        state.rate.record(answered);
-        state.round_trip = Some(state.round_trip.map_or(answered.least, |known| known.min(answered.least)));
+        state.rate.record(answers);
+        state.round_trip.record(answers);
     }
 
     /// Forgets what was measured: a session ended because nothing moved, so the line may have changed.
     pub(crate) fn forget(&self) {
         let mut state = self.state.lock();
-        (state.rate, state.round_trip) = (RateEstimate::default(), None);
+        (state.rate, state.round_trip) = (RateEstimate::default(), RoundTripEstimate::default());
     }
 
     /// Time that the line needs for so many bytes, and its round trip.
     pub(super) fn carried(&self, bytes: u64) -> Carried {
         let state = self.state.lock();
-        let seconds = state.rate.seconds(bytes);
-        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 8);
-        Carried { time, round_trip: state.round_trip().unwrap_or_default() }
+        let time = Duration::try_from_secs_f64(state.rate.seconds(bytes)).unwrap_or(Duration::MAX / 8);
+        Carried { time, round_trip: state.round_trip.value().unwrap_or_default() }
+    }
+
+    /// Largest batch that the line carries in `age`. Until the line was full once it may carry more than was measured, and
+    /// a short line certainly does.
+    pub(crate) fn batch_bytes(&self, age: Duration) -> usize {
+        let state = self.state.lock();
+        let is_far = state.round_trip.value().is_some_and(|round_trip| round_trip >= LOCAL);
+        let least = if state.rate.is_full() { BATCH_BYTES_MIN } else { FIRST_BYTES };
+        match state.rate.best() {
+            None if !is_far => usize::MAX,
+            rate => ((rate.unwrap_or_default() * age.as_secs_f64()) as u64).max(least) as usize,
+        }
+    }
+
+    /// Send buffer for an event that is larger than the bound: what the socket takes is then what the line carries.
+    /// `None` on a fast line, where the kernel chooses.
+    pub(crate) fn send_buffer(&self, now: Instant, connect: Duration) -> Option<u64> {
+        let mut state = self.state.lock();
+        let bound = state.bound(now);
+        match state.rate.is_full() {
+            true => Some(bound.min(BUFFER_BYTES_MAX)),
+            false => (connect >= LOCAL).then_some(bound.clamp(FIRST_BYTES, BUFFER_BYTES_MAX)),
+        }
+    }
+
+    /// Records that there is more to send than the bound allows.
+    pub(crate) fn mark_full(&self) {
+        self.state.lock().rate.mark_full();
+    }
+
+    /// Time until the line has carried a segment.
+    pub(crate) fn look_again(&self) -> Duration {
+        let rate = self.state.lock().rate.best().unwrap_or(1.0);
+        let wait = Duration::try_from_secs_f64(SEGMENT_BYTES as f64 / rate).unwrap_or(LOOK.1);
+        wait.clamp(LOOK.0, LOOK.1)
     }
 }
 
@@ -194,6 +174,8 @@ impl Line {
 pub(crate) struct LineShare {
     line: Arc<Line>,
     id: usize,
+    /// When the pace of a large event was last looked at.
+    paced: Option<Instant>,
 }
 
 impl LineShare {
@@ -201,11 +183,36 @@ impl LineShare {
         &self.line
     }
 
-    /// Records how many bytes of this lane are written and not acknowledged.
-    pub(crate) fn set(&self, bytes: u64) {
-        if let Some(share) = self.line.state.lock().shares.iter_mut().find(|share| share.id == self.id) {
-            share.bytes = bytes;
+    /// Records how many bytes of this lane are written and not acknowledged; returns how many more it may write.
+    pub(crate) fn room(&self, in_flight: u64, now: Instant) -> u64 {
+        let mut state = self.line.state.lock();
+        let bound = state.bound(now);
+        let Some(own) = state.shares.iter_mut().find(|share| share.id == self.id) else { return bound };
+        own.bytes = in_flight;
+        let rank = own.rank;
+        let used: u64 = state.shares.iter().filter(|share| share.rank <= rank).map(|share| share.bytes).sum();
+        let least = SEGMENT_BYTES.max(bound / 10).saturating_sub(in_flight);
+        bound.saturating_sub(used).max(least)
+    }
+
+    /// Bytes of an event that is larger than the bound that may be written now: at a pace that leaves room for the higher
+    /// lanes.
+    pub(crate) fn paced_room(&mut self, now: Instant) -> u64 {
+        let mut state = self.line.state.lock();
+        // Until the event is acknowledged, nothing is learned of a decline.
+        state.rate.hold(now);
+        let Some(rate) = state.rate.best().filter(|_| state.rate.is_full()) else { return FIRST_BYTES };
+        let bound = state.bound(now);
+        let rank = state.shares.iter().find(|share| share.id == self.id).map_or(0, |share| share.rank);
+        let higher: u64 = state.shares.iter().filter(|share| share.rank < rank).map(|share| share.bytes).sum();
+        let free = (1.0 - higher as f64 / bound as f64).max(0.1);
+        let since = *self.paced.get_or_insert(now);
+        let bytes = (rate * PACE_TIMES * free * now.saturating_duration_since(since).as_secs_f64()) as u64;
+        if bytes < SEGMENT_BYTES {
+            return 0;
         }
+        self.paced = Some(now);
+        bytes.min(SEGMENT_BYTES.max((rate * LOOK.1.as_secs_f64() * PACE_TIMES) as u64))
     }
 }
 

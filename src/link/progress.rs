@@ -99,6 +99,11 @@ impl Progress {
         }
     }
 
+    /// Records that the gateway holds back the rest of what has to be answered.
+    pub(super) fn held_back(&mut self, now: Instant) {
+        (self.moved_at, self.acknowledged_at) = (now, now);
+    }
+
     pub(super) fn pinged(&mut self, now: Instant) {
         self.pinged_at = Some(now);
         self.sent_at = now;

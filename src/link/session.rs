@@ -54,6 +54,10 @@ pub(crate) struct Session {
     input: BytesMut,
     line: Arc<Line>,
     progress: Progress,
+    /// Whether TLS holds bytes that the socket has not taken.
+    is_unflushed: bool,
+    /// CONNECT to CONNACK.
+    connect_time: Duration,
     /// Reads incoming messages, if the session has an inbox.
     inbox: Option<inbox::Parser>,
     is_resumed: bool,
@@ -75,6 +79,10 @@ pub(crate) struct Output {
     /// Aliases of the topics in these packets and in those before them: an output belongs to one session.
     pub aliases: TopicAliases,
     written: usize,
+    /// Bytes that may be written for now; `None` for all.
+    limit: Option<usize>,
+    /// Whether nothing can be answered until more is written: the first unanswered packet is not complete.
+    pub is_incomplete: bool,
 }
 
 impl Zeroize for Output {
@@ -89,6 +97,34 @@ impl Output {
         self.bytes.len() - self.written
     }
 
+    /// Number of bytes that may be written for now.
+    fn writable(&self) -> usize {
+        self.limit.map_or(self.waiting(), |limit| limit.min(self.waiting()))
+    }
+
+    /// Has at most `bytes` written until the next call.
+    pub(crate) fn limit_to(&mut self, bytes: usize) {
+        self.limit = Some(bytes);
+    }
+
+    /// Removes what is written, once it is much.
+    pub(crate) fn compact(&mut self) {
+        if self.written >= COMPACT_BYTES {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
+    }
+
+    /// Adds a PINGREQ, and lets it pass if it is alone.
+    fn ping(&mut self) {
+        self.bytes.extend_from_slice(&PINGREQ);
+        if let Some(limit) = self.limit.as_mut().filter(|limit| **limit == 0)
+            && self.bytes.len() - self.written == PINGREQ.len()
+        {
+            *limit = PINGREQ.len();
+        }
+    }
+
     /// Number of written bytes at the start of [`Output::bytes`]; both are reset once everything is written.
     pub(crate) fn written(&self) -> usize {
         self.written
@@ -96,6 +132,8 @@ impl Output {
 }
 
 const READ_BYTES: usize = 16 << 10;
+/// Written bytes that are removed from the output at once.
+const COMPACT_BYTES: usize = 64 << 10;
 
 impl Session {
     pub(super) fn new(stream: Stream, (index, address): (usize, &Address), config: &Config, line: Arc<Line>) -> Self {
@@ -109,6 +147,8 @@ impl Session {
             input: BytesMut::new(),
             line,
             progress: Progress::new(config.keep_alive, config.answer_wait_max, clock::instant()),
+            is_unflushed: false,
+            connect_time: Duration::ZERO,
             inbox: None,
             is_resumed: false,
         }
@@ -129,6 +169,18 @@ impl Session {
         self.peer
     }
 
+    /// Time from CONNECT to CONNACK.
+    pub(crate) fn broker_round_trip(&self) -> Duration {
+        self.connect_time
+    }
+
+    /// Sets the send buffer of the socket. A failure only costs latency.
+    pub(crate) fn set_send_buffer(&self, bytes: usize) {
+        if let Some(tcp) = self.stream.tcp() {
+            let _ = socket2::SockRef::from(tcp).set_send_buffer_size(bytes);
+        }
+    }
+
     /// Index of the broker in the target's list of addresses.
     pub(crate) fn broker_index(&self) -> usize {
         self.index
@@ -147,7 +199,7 @@ impl Session {
     /// Writes pending output and reads available input. Returns when it has read something or written everything.
     /// Safe to drop half-way: `output` keeps track of the written bytes.
     pub(crate) async fn exchange(&mut self, output: &mut Output) -> Result<(), LinkError> {
-        let had_output = output.waiting() > 0;
+        let had_output = output.writable() > 0 || self.is_unflushed;
         let result = poll_fn(|context| self.poll_exchange(context, output, had_output)).await;
         match result {
             Ok(0) => Ok(()),
@@ -179,13 +231,21 @@ impl Session {
         }
     }
 
+    /// Writes and flushes what may be written now; returns whether that is done.
     fn poll_write(&mut self, context: &mut Context<'_>, output: &mut Output) -> io::Result<bool> {
-        while output.waiting() > 0 {
-            let polled = Pin::new(&mut self.stream).poll_write(context, &output.bytes[output.written..]);
+        // TLS keeps what the socket does not take: no more is added to that.
+        if self.is_unflushed && !self.poll_flush(context)? {
+            return Ok(false);
+        }
+        while output.writable() > 0 {
+            let end = output.written + output.writable();
+            let polled = Pin::new(&mut self.stream).poll_write(context, &output.bytes[output.written..end]);
             match polled {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(written)) => {
                     output.written += written;
+                    output.limit.iter_mut().for_each(|limit| *limit -= written);
+                    self.is_unflushed = true;
                     self.progress.took(clock::instant);
                 }
                 Poll::Ready(Err(error)) => return Err(error),
@@ -195,16 +255,27 @@ impl Session {
                 }
             }
         }
-        if !output.bytes.is_empty() {
-            self.progress.sent(clock::instant());
+        if output.waiting() == 0 {
+            if !output.bytes.is_empty() {
+                self.progress.sent(clock::instant());
+            }
+            output.bytes.clear();
+            output.written = 0;
         }
-        output.bytes.clear();
-        output.written = 0;
+        self.poll_flush(context)
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         match flushed {
-            Poll::Ready(result) => result.map(|()| true),
-            Poll::Pending => Ok(false),
+            Poll::Ready(result) => {
+                result?;
+                self.is_unflushed = false;
+                self.progress.took(clock::instant);
+            }
+            Poll::Pending => self.progress.blocked(),
         }
+        Ok(!self.is_unflushed)
     }
 
     /// Returns the next complete packet from the input.
@@ -254,7 +325,7 @@ impl Session {
         match self.progress.check_unread(output.waiting() > 0, clock::instant()) {
             Step::Wait(wait) => wait,
             Step::Ping(wait) => {
-                output.bytes.extend_from_slice(&PINGREQ);
+                output.ping();
                 wait
             }
         }
@@ -263,18 +334,21 @@ impl Session {
     /// Checks the connection: sends a PINGREQ when one is due, and returns the time until the next call. An error means
     /// that the connection is dead. `unanswered` is the size of the publishes in flight, in bytes.
     pub(crate) fn check(&mut self, unanswered: u64, output: &mut Output) -> Result<Duration, LinkError> {
+        if output.is_incomplete && output.writable() == 0 && !self.is_unflushed {
+            self.progress.held_back(clock::instant());
+        }
         let carried = self.line.carried(unanswered.saturating_sub(output.waiting() as u64));
         match self.progress.check(unanswered > 0, carried, clock::instant())? {
             Step::Wait(wait) => Ok(wait),
             Step::Ping(wait) => {
-                output.bytes.extend_from_slice(&PINGREQ);
+                output.ping();
                 Ok(wait)
             }
         }
     }
 
     pub(crate) fn ping(&mut self, output: &mut Output) {
-        output.bytes.extend_from_slice(&PINGREQ);
+        output.ping();
         self.progress.pinged(clock::instant());
     }
 
@@ -330,7 +404,8 @@ impl Session {
                     if let Some(wanted) = keep_alive {
                         self.progress.keep_alive = self.progress.keep_alive.min(wanted);
                     }
-                    self.line.record_connect(clock::instant().duration_since(begun));
+                    self.connect_time = clock::instant().duration_since(begun);
+                    self.line.record_connect(self.connect_time);
                     return Ok(());
                 }
                 Some(Reply::ConnectRejected(reason)) => return Err(LinkError::Refused(reason)),

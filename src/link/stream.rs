@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 pub(super) enum Stream {
@@ -26,6 +27,17 @@ impl Stream {
             Self::Plain(stream) => stream.peer_address(),
             Self::Tls(stream) => stream.get_ref().0.peer_address(),
             Self::WebSocket(_) => None,
+            #[cfg(test)]
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// The TCP connection.
+    pub(super) fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => Some(stream.tcp()),
+            Self::Tls(stream) => Some(stream.get_ref().0.tcp()),
+            Self::WebSocket(stream) => stream.inner().tcp(),
             #[cfg(test)]
             Self::Memory(_) => None,
         }

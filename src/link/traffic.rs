@@ -50,6 +50,10 @@ impl MeteredStream {
 }
 
 impl MeteredStream {
+    pub(super) fn tcp(&self) -> &TcpStream {
+        &self.stream
+    }
+
     pub(super) fn peer_address(&self) -> Option<SocketAddr> {
         self.stream.peer_addr().ok()
     }

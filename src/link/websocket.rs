@@ -27,6 +27,12 @@ pub(super) struct WebSocket<S> {
     unread: Bytes,
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
+    pub(super) fn inner(&self) -> &S {
+        self.inner.get_ref()
+    }
+}
+
 /// Opens the WebSocket at `path` of the server at the other end of `stream`.
 pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     address: &Address,

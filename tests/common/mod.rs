@@ -13,6 +13,7 @@ pub mod fault_disk;
 pub mod gateway;
 pub mod http;
 pub mod leak;
+pub mod line;
 pub mod loss;
 pub mod need;
 pub mod pki;

@@ -12,6 +12,8 @@ pub enum Need {
     Git,
     /// The program `nft`, and the right to have the kernel drop packets.
     Nft,
+    /// The device `/dev/net/tun`, the program `socat`, and the rights of the user root.
+    Tun,
     /// The program `promtool` (Debian: prometheus).
     Promtool,
     /// Mosquitto's plugin for access rights.
@@ -25,10 +27,11 @@ pub enum Need {
 }
 
 impl Need {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Root,
         Self::Git,
         Self::Nft,
+        Self::Tun,
         Self::Promtool,
         Self::MosquittoPlugin,
         Self::Cgroup,
@@ -42,6 +45,7 @@ impl Need {
             Self::Root => "root",
             Self::Git => "git",
             Self::Nft => "nft",
+            Self::Tun => "tun",
             Self::Promtool => "promtool",
             Self::MosquittoPlugin => "mosquitto-plugin",
             Self::Cgroup => "cgroup",
