@@ -126,14 +126,16 @@ fn with_strict_order_no_key_is_ever_out_of_order_whatever_central_answers() {
 #[test]
 fn without_it_every_exception_is_counted_and_announced() {
     const KEYS: usize = 20;
-    // Many events of each key are on the way when the first refusals come: those of the first events.
+    // Many events of each key are on the way when the first refusals come.
     let mut judge = any_code(Random::seeded());
     let mut count = 0;
     let centre = Scripted::start(vec![], move |seen| {
         count += 1;
         match judge(seen) {
-            _ if count <= 5 => Do::Late(0x97, Duration::from_millis(200)),
-            _ if count <= 100 => Do::Late(0, Duration::from_millis(400)),
+            // What is in flight grows with the first answers.
+            _ if count <= 60 => Do::Answer(0),
+            _ if count <= 65 => Do::Late(0x97, Duration::from_millis(200)),
+            _ if count <= 160 => Do::Late(0, Duration::from_millis(400)),
             other => other,
         }
     });
