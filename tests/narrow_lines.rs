@@ -180,6 +180,8 @@ fn judge(
     let delay = spec.delay.as_secs_f64();
     let with_loss = if spec.loss_percent > 0 { 3.0 * 2.0 * delay } else { 0.0 };
     let allowed = delay + 2.0 + spec.seconds(3.0 * 1400.0) + with_loss;
+    // With loss, two retransmissions in a row decide the percentile of a few events.
+    let is_judged = spec.loss_percent == 0 || late.len() >= 30;
     let repeated = arrivals.values().filter(|(_, count)| *count > 1).count();
     let log = plant.gateway.log();
     let downs: Vec<&str> = log.lines().filter(|line| line.contains("link down")).collect();
@@ -198,7 +200,7 @@ fn judge(
         (!downs.is_empty(), "a link went down"),
         (expected == 0 || arrivals.len() < expected, "not everything arrived"),
         (repeated * 50 > arrivals.len(), "more than 2 % was sent again"),
-        (p95 > allowed, "critical events were late"),
+        (p95 > allowed && is_judged, "critical events were late"),
         (
             status["lines"][0]["kbit_per_second"].as_f64().unwrap_or(0.0) > spec.kbit_per_second,
             "the rate is overestimated",
