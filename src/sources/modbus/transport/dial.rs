@@ -94,7 +94,7 @@ impl Dial {
     }
 
     async fn stream(&self, at: &str) -> Result<TcpStream, String> {
-        let stream = TcpStream::connect(at).await.map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(host_and_port(at)).await.map_err(|error| error.to_string())?;
         tune(&stream, self.timeout.max(Duration::from_secs(1)));
         Ok(stream)
     }
@@ -126,5 +126,25 @@ async fn drain<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, late: Duration
             Ok(Ok(1..)) => wait = SILENCE,
             _ => return,
         }
+    }
+}
+
+/// Returns the two parts of an address with a port. The resolver takes the zone of an IPv6 address (`fe80::1%eth0`)
+/// without brackets only.
+fn host_and_port(at: &str) -> (&str, u16) {
+    let (host, port) = at.rsplit_once(':').unwrap_or((at, ""));
+    (host.trim_matches(['[', ']']), port.parse().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_with_a_zone_is_resolved() {
+        let found = tokio::net::lookup_host(host_and_port("[fe80::1%lo]:502")).await.expect("resolved");
+        let of_link: Vec<_> = found.map(|address| (address.ip().to_string(), address.port())).collect();
+        assert_eq!(of_link[0], ("fe80::1".to_owned(), 502));
+        assert_eq!(host_and_port("plc-1.plant:1502"), ("plc-1.plant", 1502));
     }
 }
