@@ -51,6 +51,18 @@ pub(super) struct ListArgs {
     /// Also letters that are delivered, taken in or discarded already
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    of: LetterProperties,
+    /// Count the letters instead: by reason, stream or sender
+    #[arg(long, value_enum)]
+    by: Option<LetterGroup>,
+    #[command(flatten)]
+    at: At,
+}
+
+/// Properties by which letters are selected.
+#[derive(Debug, Args)]
+struct LetterProperties {
     /// Letters of this stream
     #[arg(long)]
     stream: Option<String>,
@@ -69,14 +81,9 @@ pub(super) struct ListArgs {
     /// Letters written before this time
     #[arg(long, value_parser = moment)]
     until: Option<Timestamp>,
-    /// Count the letters instead: by reason, stream or sender
-    #[arg(long, value_enum)]
-    by: Option<LetterGroup>,
-    #[command(flatten)]
-    at: At,
 }
 
-/// What letters have in common.
+/// The property by which letters are counted.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(super) enum LetterGroup {
     Reason,
@@ -92,24 +99,8 @@ pub(super) struct LetterArgs {
     /// Select every letter that waits
     #[arg(long)]
     all: bool,
-    /// Select the letters of this stream
-    #[arg(long)]
-    stream: Option<String>,
-    /// Letters whose reason contains this text
-    #[arg(long)]
-    reason: Option<String>,
-    /// Letters that this destination refused
-    #[arg(long)]
-    destination: Option<String>,
-    /// Letters refused at intake, or by central: intake or central
-    #[arg(long, value_parser = stage)]
-    stage: Option<LetterStage>,
-    /// Letters written at or after this time, such as 2026-11-23T08:00:00Z, or an age such as 2h
-    #[arg(long, value_parser = moment)]
-    since: Option<Timestamp>,
-    /// Letters written before this time
-    #[arg(long, value_parser = moment)]
-    until: Option<Timestamp>,
+    #[command(flatten)]
+    of: LetterProperties,
     /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
@@ -169,13 +160,14 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         }
     };
     push("state", (!args.all).then(|| "open".to_owned()));
-    push("stream", args.stream.clone());
-    push("reason", args.reason.clone());
-    push("destination", args.destination.clone());
-    let stage = |stage: LetterStage| if stage == LetterStage::Intake { "intake" } else { "central" };
-    push("stage", args.stage.map(|at| stage(at).to_owned()));
-    push("since", args.since.map(|time| time.to_string()));
-    push("until", args.until.map(|time| time.to_string()));
+    let LetterProperties { stream, reason, destination, stage, since, until } = &args.of;
+    push("stream", stream.clone());
+    push("reason", reason.clone());
+    push("destination", destination.clone());
+    let name = |stage: LetterStage| if stage == LetterStage::Intake { "intake" } else { "central" };
+    push("stage", stage.map(|stage| name(stage).to_owned()));
+    push("since", since.map(|time| time.to_string()));
+    push("until", until.map(|time| time.to_string()));
     let letters: Vec<Letter> = ask(&args.at, &path)?;
     match args.by {
         None => print(&args.at, &letters, |letters, is_coloured| show::letters(letters, is_coloured)),
@@ -212,7 +204,8 @@ fn counts(letters: &[Letter], by: LetterGroup) -> Vec<show::LetterCount> {
 }
 
 fn decide(choice: LetterArgs, word: &str, done: &str) -> anyhow::Result<ExitCode> {
-    let LetterArgs { ids, all, stream, reason, destination, stage, since, until, dry_run, yes, at } = choice;
+    let LetterArgs { ids, all, of, dry_run, yes, at } = choice;
+    let LetterProperties { stream, reason, destination, stage, since, until } = of;
     let filter =
         LetterFilter { ids: ids.into_iter().collect(), all, stream, reason, destination, stage, since, until, dry_run };
     if word == "discard" && !dry_run {
