@@ -2,28 +2,10 @@
 
 use crate::common::gateway::scratch_folder;
 use crate::common::need;
+use crate::common::program::{forebay, good, said};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Output};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay");
-
-fn forebay(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(PROGRAM);
-    command.current_dir(folder).args(arguments).env_remove("FOREBAY_CONFIG").output().expect("runs")
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-#[track_caller]
-fn good(folder: &Path, arguments: &[&str]) -> String {
-    let output = forebay(folder, arguments);
-    let text = said(&output);
-    assert!(output.status.success(), "{arguments:?}: {text}");
-    text
-}
+use std::process::Command;
 
 #[track_caller]
 fn refused(folder: &Path, arguments: &[&str], words: &[&str]) {

@@ -3,18 +3,10 @@
 use crate::common::broker::{Collector, Mosquitto};
 use crate::common::gateway::{Gateway, program_for_everybody};
 use crate::common::pki::Pki;
+use crate::common::program::{assert_has, said};
 use crate::common::{free_address, need};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-#[track_caller]
-fn assert_has(text: &str, words: &[&str]) {
-    words.iter().for_each(|word| assert!(text.contains(word), "\"{word}\" is missing in: {text}"));
-}
+use std::process::{Command, Stdio};
 
 #[test]
 fn every_step_to_central_is_shown_and_a_message_comes_back() {

@@ -6,6 +6,7 @@ use crate::common::devices::Devices;
 use crate::common::fault_disk::{FaultDisk, Unsynced};
 use crate::common::gateway::{Gateway, accepted, payload, scratch_folder, sum};
 use crate::common::pki::Pki;
+use crate::common::program::said;
 use crate::power_cut::{append, everything, open, publication};
 use forebay::journal::disk::write_whole;
 use forebay::journal::{Disk, RealDisk};
@@ -25,10 +26,6 @@ match = { source = "mqtt", topic = "plant/{line}/{machine}/count" }
 key = "{machine}"
 id = "/msg_id"
 "#;
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
 
 #[track_caller]
 fn good(output: Output) -> String {

@@ -1,37 +1,12 @@
 //! The first hour of a newcomer: `init`, where the configuration is found, `contracts try`, and mistakes that were silent.
 
 use crate::common::gateway::{Gateway, scratch_folder};
+use crate::common::program::{PROGRAM, assert_has, forebay, good, said};
 use crate::common::{end, free_address};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay");
-
-fn forebay(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(PROGRAM);
-    command.current_dir(folder).args(arguments).env_remove("FOREBAY_CONFIG").stdin(Stdio::null());
-    command.output().expect("runs")
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-#[track_caller]
-fn good(folder: &Path, arguments: &[&str]) -> String {
-    let output = forebay(folder, arguments);
-    let text = said(&output);
-    assert!(output.status.success(), "{arguments:?}: {text}");
-    text
-}
-
-#[track_caller]
-fn assert_has(text: &str, words: &[&str]) {
-    words.iter().for_each(|word| assert!(text.contains(word), "\"{word}\" is missing in: {text}"));
-}
 
 /// One command from an empty folder to an event at central, over TLS with client certificates on both sides.
 #[test]

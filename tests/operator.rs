@@ -4,16 +4,13 @@ use crate::common::broker::Mosquitto;
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::{Gateway, program_for_everybody, scratch_folder};
 use crate::common::pki::Pki;
+use crate::common::program::said;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
 
 /// Asserts that a command failed and said each of `words`.
 #[track_caller]

@@ -19,6 +19,7 @@ pub mod need;
 pub mod pki;
 pub mod plant;
 pub mod process;
+pub mod program;
 pub mod proxy;
 pub mod random;
 pub mod real_proxy;
