@@ -38,6 +38,7 @@ pub use crate::mqtt::client::{Head, Inbox, Limits, Reply, Will, push_publish};
 pub use crate::mqtt::inbox::{Delivery, Message, Subscription, push_subscribe, push_unsubscribe};
 pub use crate::mqtt::rejection::Rejection;
 pub use address::Address;
+pub(crate) use address::authority;
 pub(crate) use client::{Client, Conversation, End, Leave, LostSession, Start, Turn};
 pub(crate) use client_conflict::Conflict;
 pub use config::{Config, check_client_id};

@@ -112,7 +112,7 @@ async fn check_source(config: &Config, source: &SourceConfig, part: &mut Part<'_
     }
 }
 
-/// Whether a listener can be opened, or is open already.
+/// Checks that a listener can be opened, or is open already.
 async fn check_listener(address: SocketAddr, part: &mut Part<'_>) {
     match TcpListener::bind(address).await {
         Ok(_) => part.good(format!("{address} is free for the listener")),
@@ -158,14 +158,12 @@ async fn check_bus(bus: &modbus::Config, part: &mut Part<'_>) {
                 .fault(format!("{device} cannot be opened: {error}; the user of the service must be in group dialout")),
         };
     }
-    let Some((scheme, rest)) = bus.url.split_once("://") else { return };
-    let port = if scheme == "tls" { 802 } else { 502 };
-    let place = if rest.rsplit(']').next().is_some_and(|end| end.contains(':')) {
-        rest.to_owned()
-    } else {
-        format!("{rest}:{port}")
+    let address = match modbus::address::Address::parse(&bus.url) {
+        Ok(address) => address,
+        Err(error) => return part.fault(error),
     };
-    if broker::reach(&place, part).await.is_some() {
+    let Some(place) = address.place() else { return };
+    if broker::reach(place, part).await.is_some() {
         part.good("try a device with `forebay modbus read`");
     }
 }

@@ -22,7 +22,7 @@ impl std::fmt::Display for Address {
 }
 
 /// Writes host and port, with an IPv6 address in brackets.
-pub(super) fn authority(host: &str, port: u16) -> String {
+pub(crate) fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 

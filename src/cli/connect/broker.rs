@@ -5,7 +5,7 @@ use crate::clock;
 use crate::event::Timestamp;
 use crate::link::{
     Address, ConnectAs, Delivery, Head, Inbox, LinkError, Output, Rejection, Reply, Session, Subscription, Target,
-    push_publish, push_subscribe,
+    authority, push_publish, push_subscribe,
 };
 use crate::mqtt::Protocol;
 use crate::tls::{self, ClientFiles};
@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 pub(super) struct Broker<'a> {
     pub url: &'a str,
     pub tls: &'a ClientFiles,
-    /// Whether no proxy is on the way: the gateway then resolves the name itself.
+    /// No proxy is on the way: the gateway resolves the name itself.
     pub is_direct: bool,
     pub target: Target,
 }
@@ -42,7 +42,7 @@ impl Broker<'_> {
             }
         };
         if self.is_direct {
-            let stream = reach(&address.to_string(), part).await?;
+            let stream = reach((&address.host, address.port), part).await?;
             if address.is_tls && !self.shake_hands(stream, &address, part).await {
                 return None;
             }
@@ -102,8 +102,9 @@ impl Broker<'_> {
 }
 
 /// Resolves a name and connects to its port.
-pub(super) async fn reach(place: &str, part: &mut Part<'_>) -> Option<TcpStream> {
-    let addresses = match timeout(STEP_WAIT_MAX, lookup_host(place)).await {
+pub(super) async fn reach((host, port): (&str, u16), part: &mut Part<'_>) -> Option<TcpStream> {
+    let place = authority(host, port);
+    let addresses = match timeout(STEP_WAIT_MAX, lookup_host((host, port))).await {
         Ok(Ok(addresses)) => addresses.collect::<Vec<_>>(),
         Ok(Err(error)) => {
             part.fault(format!(
@@ -138,7 +139,7 @@ const PUBLISH_ID: u16 = 2;
 /// Subscription option of MQTT 5 (section 3.8.3.1): no messages of this client itself.
 const NO_LOCAL: u8 = 0x04;
 
-/// What the broker has answered so far.
+/// The answers of the broker so far.
 #[derive(Default)]
 struct Answers {
     /// Reason codes of the subscriptions.

@@ -1,4 +1,4 @@
-//! What a check of the surroundings has found, step by step.
+//! The findings of a check of the surroundings, step by step.
 
 use serde::Serialize;
 use std::time::Duration;

@@ -55,14 +55,21 @@ impl Address {
         matches!(self, Self::Serial(_) | Self::RtuOverTcp(_))
     }
 
-    /// The host that the server's certificate has to name.
-    pub fn host(&self) -> &str {
+    /// Host and port; `None` for a serial port. The host has no brackets: the resolver takes the zone of an IPv6 address
+    /// (`fe80::1%eth0`) without them only.
+    pub fn place(&self) -> Option<(&str, u16)> {
         match self {
             Self::Tcp(at) | Self::Tls(at) | Self::RtuOverTcp(at) => {
-                at.rsplit_once(':').map_or(at.as_str(), |(host, _)| host).trim_matches(['[', ']'])
+                let (host, port) = at.rsplit_once(':')?;
+                Some((host.trim_matches(['[', ']']), port.parse().ok()?))
             }
-            Self::Serial(_) => "",
+            Self::Serial(_) => None,
         }
+    }
+
+    /// The host that the server's certificate has to name.
+    pub fn host(&self) -> &str {
+        self.place().map_or("", |(host, _)| host)
     }
 }
 

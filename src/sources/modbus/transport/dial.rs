@@ -78,13 +78,13 @@ impl Dial {
     async fn open(&self) -> Result<Opened, String> {
         let message = |error: std::io::Error| error.to_string();
         match &self.address {
-            Address::Tcp(at) => self.stream(at).await.map(Opened::Tcp),
-            Address::RtuOverTcp(at) => self.stream(at).await.map(Opened::RtuOverTcp),
-            Address::Tls(at) => {
+            Address::Tcp(_) => self.stream().await.map(Opened::Tcp),
+            Address::RtuOverTcp(_) => self.stream().await.map(Opened::RtuOverTcp),
+            Address::Tls(_) => {
                 let config = tls::client(&self.tls).map_err(|error| error.to_string())?;
                 let name = self.tls.server_name.clone().unwrap_or_else(|| self.address.host().to_owned());
                 let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
-                let stream = self.stream(at).await?;
+                let stream = self.stream().await?;
                 let stream = TlsConnector::from(config).connect(name, stream).await;
                 let stream = stream.map_err(|error| format!("TLS: {}", tls::explain(&error, &self.tls)))?;
                 Ok(Opened::Tls(Box::new(stream)))
@@ -93,8 +93,9 @@ impl Dial {
         }
     }
 
-    async fn stream(&self, at: &str) -> Result<TcpStream, String> {
-        let stream = TcpStream::connect(host_and_port(at)).await.map_err(|error| error.to_string())?;
+    async fn stream(&self) -> Result<TcpStream, String> {
+        let place = self.address.place().ok_or("it is no address of a host")?;
+        let stream = TcpStream::connect(place).await.map_err(|error| error.to_string())?;
         tune(&stream, self.timeout.max(Duration::from_secs(1)));
         Ok(stream)
     }
@@ -129,22 +130,17 @@ async fn drain<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, late: Duration
     }
 }
 
-/// Returns the two parts of an address with a port. The resolver takes the zone of an IPv6 address (`fe80::1%eth0`)
-/// without brackets only.
-fn host_and_port(at: &str) -> (&str, u16) {
-    let (host, port) = at.rsplit_once(':').unwrap_or((at, ""));
-    (host.trim_matches(['[', ']']), port.parse().unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn an_address_with_a_zone_is_resolved() {
-        let found = tokio::net::lookup_host(host_and_port("[fe80::1%lo]:502")).await.expect("resolved");
+        let address = Address::parse("tcp://[fe80::1%lo]").expect("an address");
+        let found = tokio::net::lookup_host(address.place().expect("a host")).await.expect("resolved");
         let of_link: Vec<_> = found.map(|address| (address.ip().to_string(), address.port())).collect();
         assert_eq!(of_link[0], ("fe80::1".to_owned(), 502));
-        assert_eq!(host_and_port("plc-1.plant:1502"), ("plc-1.plant", 1502));
+        let address = Address::parse("rtu-tcp://plc-1.plant:1502").expect("an address");
+        assert_eq!(address.place(), Some(("plc-1.plant", 1502)));
     }
 }
