@@ -25,7 +25,7 @@ const UNCLEAR_TRIES: u32 = 3;
 /// Longest time from the first refusal with such a code to the last attempt.
 const UNCLEAR_MAX: Duration = Duration::from_secs(5);
 
-/// What the answers that arrived together decide.
+/// The decisions of the answers that arrived together.
 #[derive(Debug)]
 pub(super) struct Answers {
     now: Instant,
@@ -43,9 +43,8 @@ impl Answers {
 
     pub(super) fn take(&mut self, answered: Answered<Publish>, sender: &mut LaneSender, warnings: &mut Limiter) {
         let Answered { mut sent, rejection, is_unheard, .. } = answered;
-        let link = sender.link.clone();
-        let LaneLink { lane, to, stats } = &link;
         if is_unheard {
+            let LaneLink { lane, to, stats } = &sender.link;
             stats.unheard.add(1);
             if let Some(held_back) = warnings.allow(self.now) {
                 tracing::warn!(lane = %lane.name, destination = %to.name, held_back, "central acknowledged an event whose topic has no subscriber there");
@@ -59,6 +58,7 @@ impl Answers {
         match rejection {
             None => self.accept(&sent, sender),
             Some(Rejection::Permanent(code, why) | Rejection::Unclear(code, why)) if sent.count() > 1 => {
+                let LaneLink { lane, to, .. } = &sender.link;
                 tracing::debug!(lane = %lane.name, destination = %to.name, events = sent.count(), "central rejected a batch: 0x{code:02x} {why}; will retry with batches of half the size");
                 sender.halve(sent);
             }

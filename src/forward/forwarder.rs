@@ -259,10 +259,12 @@ impl Forwarder {
         let is_sending = may_send && !is_jumping;
         let window = self.link.to.window.min(session.limits().receive_maximum);
         let of_broker = session.limits().receive_maximum < self.link.to.window;
-        self.link.stats.set(|state| (state.window, state.is_window_of_broker) = (window.into(), of_broker));
-        let window = if is_sending { self.probe.window(usize::from(window)) } else { 0 };
-        let turn = self.send_owed(session, output, window).await;
-        self.link.stats.set(|state| state.in_flight = self.sender.publishes.in_flight.count());
+        let allowed = if is_sending { self.probe.window(usize::from(window)) } else { 0 };
+        let turn = self.send_owed(session, output, allowed).await;
+        self.link.stats.set(|state| {
+            (state.window, state.is_window_of_broker) = (window.into(), of_broker);
+            state.in_flight = self.sender.publishes.in_flight.count();
+        });
         self.report_progress();
         Ok(turn)
     }
