@@ -24,7 +24,7 @@ pub(crate) fn spawn_blocking<T: Send + 'static>(
 /// Descriptors that reading the configuration needs at the same time: its deepest folder and a file in it.
 const SPARE_DESCRIPTORS: usize = 8;
 
-/// Whether the process can open the few files that reading its configuration needs. While it cannot, folders seem empty
+/// Returns whether the process can open the few files that reading its configuration needs. While it cannot, folders seem empty
 /// and files missing. Blocks the thread for some microseconds.
 pub(crate) fn has_spare_descriptors() -> bool {
     let opened: Vec<_> = (0..SPARE_DESCRIPTORS).map_while(|_| std::fs::File::open("/dev/null").ok()).collect();

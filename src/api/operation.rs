@@ -162,7 +162,7 @@ pub struct TailEvent {
     /// Topic on which a dead letter arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
-    /// Why it is a dead letter; `None` for an event.
+    /// Reason of a dead letter; `None` for an event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -23,7 +23,7 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// Status of every link: one per lane and destination.
     pub links: Vec<LinkStatus>,
-    /// What the line to each destination carries; absent without a figure.
+    /// Figures of the line to each destination; absent without a figure.
     #[serde(default)]
     pub lines: Vec<LineStatus>,
     pub sources: Vec<SourceStatus>,
@@ -135,7 +135,7 @@ pub struct LinkStatus {
     /// Events that later ones of their key may have overtaken, since the start.
     #[serde(default)]
     pub overtaken: u64,
-    /// Why central refused events for now within the last minute.
+    /// Reason for which central refused events for now within the last minute.
     #[serde(default)]
     pub refused: Option<String>,
     /// Median and 99th percentile from sending to acknowledgement, in milliseconds.

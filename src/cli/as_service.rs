@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What `forebay check --json` prints.
+/// The output of `forebay check --json`.
 #[derive(Debug, Deserialize)]
 struct Answer {
     problems: Vec<Said>,

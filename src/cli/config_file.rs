@@ -41,7 +41,7 @@ fn default() -> PathBuf {
     if is_own(Path::new(HERE)) { HERE.into() } else { OF_PACKAGE.into() }
 }
 
-/// Whether a file belongs to the user of this process or to root. In a folder such as `/tmp`, anybody may leave a file.
+/// Returns whether a file belongs to the user of this process or to root. In a folder such as `/tmp`, anybody may leave a file.
 fn is_own(file: &Path) -> bool {
     let user = rustix::process::geteuid().as_raw();
     std::fs::metadata(file).is_ok_and(|found| found.is_file() && (found.uid() == user || found.uid() == 0))

@@ -62,7 +62,7 @@ pub(super) struct Try {
     json: bool,
 }
 
-/// What the gateway would do with a message.
+/// The treatment that a message would get from the gateway.
 #[derive(Debug, Default, Serialize)]
 struct Outcome {
     topic: String,
@@ -77,7 +77,7 @@ struct Outcome {
     time: Option<String>,
     central_topic: String,
     envelope: String,
-    /// Why the message is not accepted, as the dead letter says it.
+    /// Reason for which the message is not accepted, as the dead letter says it.
     refusal: Option<String>,
     /// Circumstances that the person should know.
     notes: Vec<String>,

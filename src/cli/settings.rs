@@ -140,7 +140,7 @@ fn push_defaults(root: &toml::Table, reference: &[Described], settings: &mut Vec
 }
 
 impl Described {
-    /// Whether this describes a key of a file, such as `source.mqtt[0].listen`.
+    /// It describes a key of a file, such as `source.mqtt[0].listen`.
     fn is(&self, key: &str) -> bool {
         let mut plain = String::new();
         let mut is_index = false;

@@ -152,7 +152,7 @@ pub(super) struct LetterCount {
     /// Numbers of the oldest and the newest letter.
     pub first: u64,
     pub last: u64,
-    /// When the newest one was recorded, RFC 3339.
+    /// Time of the newest one, RFC 3339.
     pub recorded: String,
 }
 

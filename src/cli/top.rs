@@ -47,18 +47,18 @@ const LETTERS: usize = 200;
 /// Problems and notes above the table.
 const PROBLEMS: usize = 5;
 
-/// What the gateway has answered.
+/// The last answers of the gateway.
 #[derive(Debug, Default)]
 struct Answers {
     status: Option<Status>,
     devices: Vec<ListedDevice>,
     letters: Vec<Letter>,
     exceptions: Vec<Exception>,
-    /// Why the last request failed.
+    /// Reason for which the last request failed.
     failure: Option<String>,
 }
 
-/// What the person has chosen.
+/// The choices of the person at the screen.
 #[derive(Debug, Default)]
 struct Choice {
     page: Page,

@@ -31,7 +31,7 @@ pub struct FirstEvent {
     pub central_port: u16,
     /// Name of the first device; its password is in `{device}.password`.
     pub device: String,
-    /// Whether the listener has TLS, and the device a certificate.
+    /// The listener has TLS, and the device a certificate.
     pub is_tls: bool,
 }
 

@@ -105,7 +105,7 @@ pub(crate) fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
 /// Describes a file in UTF-16, and what to do.
 pub(crate) const UTF16: &str = "it is text in UTF-16; save it as UTF-8 (Notepad: Save as, Encoding, UTF-8)";
 
-/// Whether bytes are text in UTF-16, by their byte order mark.
+/// Returns whether bytes are text in UTF-16, by their byte order mark.
 pub(crate) fn is_utf16(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\xFF\xFE") || bytes.starts_with(b"\xFE\xFF")
 }

@@ -31,19 +31,19 @@ pub(super) struct Publish {
     pub stream: u32,
     /// Sequences of its first and last event.
     pub sequences: (u64, u64),
-    /// What its order is kept for (see `key_order`).
+    /// Key of its order (see `key_order`).
     pub key: u64,
-    /// Whether its key counts as in flight.
+    /// Its key counts as in flight.
     pub is_counted: bool,
     pub sent_at: Instant,
     /// When the gateway accepted its event, or the oldest event of a batch.
     pub recorded: Timestamp,
     pub refusals: Refusals,
-    /// Whether a later event of its key was accepted before it.
+    /// A later event of its key was accepted before it.
     pub is_overtaken: bool,
 }
 
-/// How often central has refused a publish for now, and since when.
+/// Refusals for now of a publish: their number, and the time of the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Refusals {
     pub count: u32,

@@ -26,7 +26,7 @@ const STRICT_FOR: Duration = Duration::from_secs(60);
 /// Bytes of events that were read and wait for an earlier one of their key. With more, the lane reads no further.
 const HELD_BYTES_MAX: usize = 1 << 20;
 
-/// What order is kept for: a hash of stream and key. Two keys with one hash only wait for each other.
+/// The key of an order: a hash of stream and key. Two keys with one hash only wait for each other.
 pub(super) type Key = u64;
 
 /// Returns the key of an event.
@@ -129,7 +129,7 @@ impl KeyOrder {
         self.waiting
     }
 
-    /// Whether further events may be read with `in_flight` publishes in flight. The bound also bounds the ranges that
+    /// Returns whether further events may be read with `in_flight` publishes in flight. The bound also bounds the ranges that
     /// the cursor has above its low mark.
     pub(super) fn has_room(&self, in_flight: usize, window: usize) -> bool {
         self.waiting == 0 || (self.waiting + in_flight < window && self.held_bytes < HELD_BYTES_MAX)
@@ -153,7 +153,7 @@ impl KeyOrder {
         order == Order::Strict || self.strict_until.is_some()
     }
 
-    /// Whether an event or batch that was not sent yet has to wait for another one of its key.
+    /// Returns whether an event or batch that was not sent yet has to wait for another one of its key.
     #[inline]
     pub(super) fn must_wait(&self, key: Key, order: Order) -> bool {
         !self.keys.is_empty()

@@ -70,7 +70,7 @@ impl LaneSender {
         self.publishes.in_flight.has_room(window) && output.waiting() < OUTPUT_BYTES && self.room.has_room(output)
     }
 
-    /// Whether further events may be read.
+    /// Returns whether further events may be read.
     pub(super) fn may_read(&self) -> bool {
         self.batcher.ready() < READY_MAX
             && self.order.has_room(self.publishes.in_flight.count(), usize::from(self.link.to.window))

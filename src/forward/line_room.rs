@@ -53,7 +53,7 @@ impl LineRoom {
         output.limit_to(self.room as usize);
     }
 
-    /// Whether another event may be added: never for less than a segment, which would cost as many headers.
+    /// Returns whether another event may be added: never for less than a segment, which would cost as many headers.
     pub(super) fn has_room(&self, output: &Output) -> bool {
         let waiting = output.waiting() as u64;
         waiting < self.room && (self.room >= SEGMENT_BYTES || self.written == 0)

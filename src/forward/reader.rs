@@ -112,7 +112,7 @@ impl EventReader {
             && self.link.lane.settled(&self.link.to.name).is_some_and(is_settled_in_few_ranges)
     }
 
-    /// Whether there are events that were not read yet.
+    /// Returns whether there are events that were not read yet.
     pub(super) fn has_more(&self) -> bool {
         self.primary.follower.end() > self.primary.next || self.backfill.until > self.backfill.next
     }

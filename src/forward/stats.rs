@@ -43,16 +43,16 @@ pub struct LinkState {
     pub since: Option<Timestamp>,
     /// Why there is no session.
     pub reason: Option<String>,
-    /// Whether central, or a check of its certificate, refuses the session: a person has to change something.
+    /// Central, or a check of its certificate, refuses the session: a person has to change something.
     pub is_refused: bool,
     pub in_flight: usize,
     /// Largest number of publishes in flight.
     pub window: usize,
-    /// Whether it is the broker that allows no more.
+    /// The broker allows no more.
     pub is_window_of_broker: bool,
     /// A warning for the operator while the session continues.
     pub note: Option<String>,
-    /// Why central refused events for now within the last minute.
+    /// Reason for which central refused events for now within the last minute.
     pub refused: Option<String>,
     /// The server of the last session.
     pub peer: Option<Peer>,

@@ -92,7 +92,7 @@ impl Throttle {
         if self.level >= 1.0 { Duration::ZERO } else { Duration::from_secs_f64((1.0 - self.level) / rate) }
     }
 
-    /// Whether another publish may be sent after `sent` since the last [`Throttle::wait`].
+    /// Returns whether another publish may be sent after `sent` since the last [`Throttle::wait`].
     pub(super) fn allows(&self, sent: u64) -> bool {
         self.rate.is_none() || self.level - sent as f64 >= 1.0
     }

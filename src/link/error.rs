@@ -82,12 +82,12 @@ impl LinkError {
         matches!(self, Self::Ended(_) | Self::Broken(_)) && !self.is_takeover()
     }
 
-    /// Whether the peer or its certificate is the reason that no session opens: waiting does not help.
+    /// Returns whether the peer or its certificate is the reason that no session opens: waiting does not help.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Tls(_) | Self::Password(_) | Self::Handshake { .. })
     }
 
-    /// Whether something that was sent may have ended a working session: the peer ended it, or its answer was wrong.
+    /// Returns whether something that was sent may have ended a working session: the peer ended it, or its answer was wrong.
     pub fn may_be_about_a_publish(&self) -> bool {
         self.is_by_peer() || matches!(self, Self::Protocol(_))
     }

@@ -38,7 +38,7 @@ pub struct Line {
     state: Mutex<State>,
 }
 
-/// What a line carries, for status and metrics.
+/// Figures of a line, for status and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LineFigures {
     /// Bytes per second that the line carries at least.
@@ -62,7 +62,7 @@ struct State {
     shares: Vec<Use>,
 }
 
-/// What one lane has in flight.
+/// Bytes of one lane in flight.
 #[derive(Debug)]
 struct Use {
     id: usize,
@@ -174,7 +174,7 @@ impl Line {
 pub(crate) struct LineShare {
     line: Arc<Line>,
     id: usize,
-    /// When the pace of a large event was last looked at.
+    /// Time of the last look at the pace of a large event.
     paced: Option<Instant>,
 }
 

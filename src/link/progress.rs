@@ -21,14 +21,14 @@ const STILL_ROUND_TRIPS: u32 = 8;
 /// bytes in flight.
 const CARRY_TIMES: u32 = 4;
 
-/// What the line needs for the bytes that are written and not acknowledged.
+/// Times that the line needs for the bytes that are written and not acknowledged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Carried {
     pub time: Duration,
     pub round_trip: Duration,
 }
 
-/// What a session has to do now.
+/// The next step of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Check again after this time.
@@ -45,15 +45,15 @@ pub(super) struct Progress {
     received_at: Instant,
     sent_at: Instant,
     acknowledged_at: Instant,
-    /// When the socket took bytes after it had taken none.
+    /// Time at which the socket last took bytes after it had taken none.
     moved_at: Instant,
-    /// Whether the socket takes no bytes.
+    /// The socket takes no bytes.
     is_blocked: bool,
     /// Since when something of the broker is expected: an acknowledgement or a PINGRESP.
     expecting_since: Option<Instant>,
-    /// When the unanswered PINGREQ was sent.
+    /// Time of the unanswered PINGREQ.
     pinged_at: Option<Instant>,
-    /// Whether there were publishes in flight at the last check.
+    /// There were publishes in flight at the last check.
     had_in_flight: bool,
 }
 

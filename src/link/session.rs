@@ -54,7 +54,7 @@ pub(crate) struct Session {
     input: BytesMut,
     line: Arc<Line>,
     progress: Progress,
-    /// Whether TLS holds bytes that the socket has not taken.
+    /// TLS holds bytes that the socket has not taken.
     is_unflushed: bool,
     /// CONNECT to CONNACK.
     connect_time: Duration,
@@ -81,7 +81,7 @@ pub(crate) struct Output {
     written: usize,
     /// Bytes that may be written for now; `None` for all.
     limit: Option<usize>,
-    /// Whether nothing can be answered until more is written: the first unanswered packet is not complete.
+    /// Nothing can be answered until more is written: the first unanswered packet is not complete.
     pub is_incomplete: bool,
 }
 

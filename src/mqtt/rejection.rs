@@ -4,7 +4,7 @@
 
 use super::reason::ReasonCode;
 
-/// Why the broker rejected a publish: reason code and its name in the specification.
+/// Reason for which the broker rejected a publish: code and its name in the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// A further attempt would fail as well.

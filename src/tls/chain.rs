@@ -30,7 +30,7 @@ pub(super) fn in_order(
     sorted
 }
 
-/// Whether the subject of `other` is the issuer of `certificate`.
+/// Returns whether the subject of `other` is the issuer of `certificate`.
 fn is_issuer(other: &CertificateDer<'_>, certificate: &CertificateDer<'_>) -> bool {
     let (Ok((_, other)), Ok((_, certificate))) =
         (X509Certificate::from_der(other), X509Certificate::from_der(certificate))

@@ -195,7 +195,7 @@ fn set_validity(params: &mut CertificateParams, (from, end): (u64, u64)) {
 /// An authority that issues certificates.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// When its own certificate expires, in seconds since 1970.
+    /// Expiry of its own certificate, in seconds since 1970.
     end: i64,
 }
 
@@ -246,7 +246,7 @@ impl Authority {
     }
 }
 
-/// Whether the first certificate of a file was issued by the authority of another file.
+/// Returns whether the first certificate of a file was issued by the authority of another file.
 pub fn is_issued_by(file: &Path, authority: &Path) -> Result<bool, TlsError> {
     let (own, above) = (certificates(file)?, certificates(authority)?);
     let (Some(own), Some(above)) = (own.first(), above.first()) else { return Ok(false) };

@@ -68,7 +68,7 @@ impl Choice {
         Ok(Self { filter, is_open: query.text("state").as_deref() == Some("open") })
     }
 
-    /// Whether the choice leaves out no letter: the newest ones are then found without reading all others.
+    /// Returns whether the choice takes every letter: the newest ones are then found without reading all others.
     fn takes_all(&self, handles: &Handles) -> bool {
         self.filter.is_empty() && !(self.is_open && handles.fates.decided_from(0) > 0)
     }

@@ -9,12 +9,12 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 pub(in crate::cli) struct Destination {
     name: String,
-    /// Whether it is in the configuration; the events of another one wait until it is dropped.
+    /// It is in the configuration; the events of another one wait until it is dropped.
     is_configured: bool,
     is_up: bool,
     queued: u64,
     delivered: u64,
-    /// When its oldest queued event was recorded, RFC 3339.
+    /// Time of its oldest queued event, RFC 3339.
     oldest: Option<String>,
 }
 

@@ -38,7 +38,7 @@ impl Page {
     }
 }
 
-/// How a row looks.
+/// The look of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Mood {
     Bad,

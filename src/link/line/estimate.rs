@@ -91,7 +91,7 @@ struct Interval {
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     rate: f64,
-    /// Whether there was more to send than the bound allowed: only then a low rate says something.
+    /// There was more to send than the bound allowed: only then a low rate says something.
     is_full: bool,
 }
 
@@ -178,7 +178,7 @@ impl RoundTripEstimate {
         self.least.or(self.connect)
     }
 
-    /// Whether the bytes in flight are to be reduced for now.
+    /// Returns whether the bytes in flight are to be reduced for now.
     pub(super) fn is_draining(&mut self, now: Instant) -> bool {
         if let Some(since) = self.draining_since {
             if now.saturating_duration_since(since) >= DRAIN_MAX {

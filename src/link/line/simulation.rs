@@ -22,7 +22,7 @@ struct Simulation {
     /// Bytes per second.
     rate: f64,
     one_way: f64,
-    /// When the line is idle again.
+    /// Time at which the line is idle again.
     idle_at: f64,
     lanes: Vec<SimulatedLane>,
     /// Time of the acknowledgement, lane, bytes, and when it was sent.
