@@ -243,6 +243,7 @@ pub(crate) fn read(input: &mut BytesMut, protocol: Protocol) -> Result<Option<Re
     }
     if let [0xE0, 0, ..] = input[..] {
         // rumqttc's codec rejects this valid form.
+        input.advance(2);
         return Ok(Some(Reply::Disconnected("normal disconnection".into())));
     }
     if input.first().is_some_and(|first| first >> 4 == PUBACK) {
@@ -400,12 +401,31 @@ mod tests {
         }
     }
 
+    /// A reply that stayed in the input would be read for ever.
+    #[test]
+    fn each_packet_is_taken_from_the_input() {
+        for first in 0..=u8::MAX {
+            for body in [&[][..], &[0], &[0, 0], &[0, 0x80, 0], &[0, 7, 0x87, 0]] {
+                for protocol in [Protocol::V5, Protocol::V3] {
+                    let packet = [&[first, body.len() as u8], body].concat();
+                    let mut input = BytesMut::from(&packet[..]);
+                    let reply = read(&mut input, protocol);
+                    assert!(!matches!(reply, Ok(Some(_))) || input.is_empty(), "{packet:02x?}: {reply:?}");
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             for protocol in [Protocol::V5, Protocol::V3] {
                 let mut input = BytesMut::from(&bytes[..]);
-                let _ = read(&mut input, protocol);
+                let mut before = input.len();
+                while let Ok(Some(reply)) = read(&mut input, protocol) {
+                    prop_assert!(input.len() < before, "{reply:?} takes no byte");
+                    before = input.len();
+                }
             }
         }
 

@@ -215,7 +215,11 @@ mod tests {
                 for bytes in [bytes.clone(), [&[first][..], &bytes].concat()] {
                     let mut input = BytesMut::from(&bytes[..]);
                     let mut parser = parser(10);
-                    while let Ok(Some(_)) = parser.next(&mut input, protocol) {}
+                    let mut before = input.len();
+                    while let Ok(Some(delivery)) = parser.next(&mut input, protocol) {
+                        prop_assert!(input.len() < before, "{delivery:?} takes no byte");
+                        before = input.len();
+                    }
                 }
             }
         }
