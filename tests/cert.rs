@@ -189,3 +189,16 @@ fn the_key_that_root_makes_for_the_gateway_belongs_to_the_user_of_the_service() 
         assert_eq!((found.uid(), found.mode() & 0o7777), (owner, mode), "{file}");
     }
 }
+
+/// It was once "unexpected error: failed to parse private key as RSA, ECDSA, or EdDSA".
+#[test]
+fn a_key_that_is_too_short_to_sign_is_named_with_its_size() {
+    let folder = scratch_folder("cert-short");
+    let make =
+        ["req", "-x509", "-newkey", "rsa:1024", "-nodes", "-keyout", "gw.key", "-out", "gw.pem", "-subj", "/CN=gw-01"];
+    openssl(folder.path(), &make);
+    let config = "environment = \"test\"\nsite = \"s\"\ndata_dir = \"data\"\ncontracts = \"contracts\"\n[[source.mqtt]]\nname = \"a\"\nlisten = \"127.0.0.1:1883\"\ntls = { cert = \"gw.pem\", key = \"gw.key\" }\n";
+    std::fs::write(folder.path().join("forebay.toml"), config).expect("written");
+    std::fs::create_dir(folder.path().join("contracts")).expect("folder");
+    refused(folder.path(), &["check"], &["gw.key: is an RSA key with 1024 bits", "2048 to 4096 bits"]);
+}

@@ -3,6 +3,7 @@
 use crate::common::broker::Mosquitto;
 use crate::common::client::{Client, Hello};
 use crate::common::gateway::{Gateway, program_for_everybody, scratch_folder};
+use crate::common::need;
 use crate::common::pki::Pki;
 use crate::common::program::said;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -51,6 +52,54 @@ fn a_socket_that_another_gateway_answers_is_left_to_it() {
     let second = Gateway::prepare("other", &format!("socket = \"{}\"\n", socket.display()));
     assert_refused(&second.command(&["run", "CONFIG"]), &["another gateway answers"]);
     assert_eq!(first.status()["name"], "gw", "the first is still reached");
+}
+
+/// A start that fails once logged "the part was cancelled while it was stopped" beside the reason.
+#[test]
+fn a_port_that_is_taken_at_the_start_is_the_only_error() {
+    let first = Gateway::start("port-first", "");
+    let mut second = Gateway::prepare("port-second", "");
+    let text = std::fs::read_to_string(second.config()).expect("read");
+    let own = second.address.to_string();
+    assert!(text.contains(&own), "{text}");
+    std::fs::write(second.config(), text.replace(&own, &first.address.to_string())).expect("written");
+    second.spawn();
+    assert!(second.await_exit().is_some_and(|code| code != 0));
+    let log = second.log();
+    assert!(log.contains(&first.address.to_string()), "{log}");
+    assert!(!log.contains("cancelled"), "{log}");
+}
+
+/// While descriptors are used up, folders seem empty: the configuration in force stays, and is not said to be refused.
+#[test]
+fn a_gateway_without_file_descriptors_keeps_its_configuration_and_reads_the_new_one_later() {
+    if !need::root("limiting a running process") {
+        return;
+    }
+    let gateway = Gateway::start("descriptors", "");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).expect("limits");
+    let row = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a row of open files");
+    let before = row.split_whitespace().next().expect("the soft limit").to_owned();
+    let limit = |files: &str| {
+        let limit = format!("--nofile={files}:");
+        let pid = gateway.pid().to_string();
+        let set = Command::new("prlimit").args(["--pid", &pid, &limit]).status().expect("prlimit");
+        assert!(set.success());
+    };
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("descriptors").count();
+    limit(&open.to_string());
+    let text = std::fs::read_to_string(gateway.config()).expect("read");
+    std::fs::write(gateway.config(), format!("{text}\n[log]\nlevel = \"debug\"\n")).expect("written");
+    // Three polls of the files.
+    std::thread::sleep(Duration::from_secs(7));
+    let log = gateway.log();
+    assert!(!log.contains("refused") && !log.contains("reloaded"), "{log}");
+    limit(&before);
+    let start = Instant::now();
+    while !gateway.log().contains("configuration reloaded and in force") {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", gateway.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The socket was once looked for twice below the folder of a configuration that is named relatively.
