@@ -1,5 +1,5 @@
 //! Narrow lines side by side: rates, delays and loss, with all lanes in use. `FOREBAY_LINE_SECONDS` is the time of the load,
-//! 60 in the long run.
+//! 60 in the long run; `FOREBAY_LINE_CASE` chooses one line by its number.
 
 use crate::common::broker::Collector;
 use crate::common::client::{Client, Hello, publish};
@@ -11,6 +11,7 @@ use crate::common::{await_port, end};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,15 +30,19 @@ struct Plant {
     line: SlowLine,
     gateway: Gateway,
     arrivals: Arrivals,
+    /// Events that arrived in batches.
+    batched: Arc<AtomicUsize>,
     _collector: Collector,
     broker: Child,
     _proxy: Option<Proxy>,
     _folder: tempfile::TempDir,
 }
 
+const BULK_IN_BATCHES: (&str, &str) = ("bulk", "batch = { events = 500, bytes = \"256KiB\", age = \"5s\" }");
+
 impl Plant {
-    /// `more` are further lines of the configuration.
-    fn start(number: u8, case: Case, more: &str) -> Option<Self> {
+    /// `lanes` are further settings of lanes, by their names.
+    fn start(number: u8, case: Case, lanes: &[(&str, &str)]) -> Option<Self> {
         let folder = scratch_folder("narrow");
         let line = SlowLine::start(folder.path(), number, case.spec)?;
         let config = folder.path().join("mosquitto.conf");
@@ -54,11 +59,13 @@ impl Plant {
         let watched = SocketAddr::from((line.fast, 1883));
         await_port(watched);
         let arrivals = Arrivals::default();
-        let theirs = Arc::clone(&arrivals);
+        let batched = Arc::<AtomicUsize>::default();
+        let (theirs, in_batches) = (Arc::clone(&arrivals), Arc::clone(&batched));
         let collector = Collector::each(watched, "test/plant/#", move |found| {
             let now = Instant::now();
             for arrived in found {
                 let event: serde_json::Value = serde_json::from_slice(&arrived.payload).expect("JSON");
+                in_batches.fetch_add(event.as_array().map_or(0, Vec::len), Ordering::Relaxed);
                 let events = event.as_array().cloned().unwrap_or_else(|| vec![event]);
                 // The gateway's own events have other ids.
                 let is_of_load = |id: &&str| ["state-", "report-", "sample-"].iter().any(|kind| id.starts_with(kind));
@@ -70,7 +77,7 @@ impl Plant {
         let far = SocketAddr::from((line.far, 1883));
         let proxy = case.is_buffered.then(|| Proxy::start(far));
         let to = proxy.as_ref().map_or(far, Proxy::address);
-        let destination = format!("\n[[destination]]\nname = \"central\"\nurl = \"mqtt://{to}\"\n{more}");
+        let destination = format!("\n[[destination]]\nname = \"central\"\nurl = \"mqtt://{to}\"\n");
         let mut gateway = Gateway::prepare(&format!("narrow{number}"), &format!("{destination}{SMALL_BUDGETS}"));
         for (name, lane) in [("report", "standard"), ("sample", "bulk")] {
             let contract = format!(
@@ -78,14 +85,18 @@ impl Plant {
             );
             std::fs::write(gateway.folder.join(format!("contracts/{name}.toml")), contract).expect("written");
         }
-        let text = std::fs::read_to_string(gateway.config()).expect("read");
-        let batch = "[lane.bulk]\nbatch = { events = 500, bytes = \"256KiB\", age = \"5s\" }\n";
-        std::fs::write(gateway.config(), text.replace("[lane.bulk]\n", batch)).expect("written");
+        let mut text = std::fs::read_to_string(gateway.config()).expect("read");
+        for (lane, settings) in lanes {
+            let table = format!("[lane.{lane}]\n");
+            assert!(text.contains(&table), "{text}");
+            text = text.replace(&table, &format!("{table}{settings}\n"));
+        }
+        std::fs::write(gateway.config(), text).expect("written");
         gateway.run();
         gateway.await_status("every link is up", Duration::from_secs(60), |status| {
             status["links"].as_array().is_some_and(|links| links.iter().all(|link| link["is_up"] == true))
         });
-        Some(Self { line, gateway, arrivals, _collector: collector, broker, _proxy: proxy, _folder: folder })
+        Some(Self { line, gateway, arrivals, batched, _collector: collector, broker, _proxy: proxy, _folder: folder })
     }
 
     fn client(&self, name: &str) -> Client {
@@ -114,15 +125,15 @@ fn hand_in(client: &mut Client, kind: &str, number: usize, text: &str) -> String
 }
 
 /// Time of the load.
-fn load_seconds() -> f64 {
+fn seconds_of_load() -> f64 {
     std::env::var("FOREBAY_LINE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5.0)
 }
 
 /// Loads all lanes and waits until everything has arrived. Returns what happened, and what should not have.
 fn load(number: u8, case: Case) -> Option<(String, Vec<String>)> {
     let Case { spec, .. } = case;
-    let plant = Plant::start(number, case, "")?;
-    let seconds = load_seconds();
+    let plant = Plant::start(number, case, &[BULK_IN_BATCHES])?;
+    let seconds = seconds_of_load();
     let bytes_per_second = spec.kbit_per_second * 1000.0 / 8.0;
     let large = if spec.kbit_per_second < 20.0 { 8_000 } else { 64_000 };
     // A sample takes some 600 bytes in a batch.
@@ -180,8 +191,8 @@ fn judge(
     let delay = spec.delay.as_secs_f64();
     let with_loss = if spec.loss_percent > 0 { 3.0 * 2.0 * delay } else { 0.0 };
     let allowed = delay + 2.0 + spec.seconds(3.0 * 1400.0) + with_loss;
-    // With loss, two retransmissions in a row decide the percentile of a few events.
-    let is_judged = spec.loss_percent == 0 || late.len() >= 30;
+    // The percentile of a few events is the second worst of them, which a short load decides by its beginning.
+    let is_judged = seconds_of_load() >= 60.0;
     let repeated = arrivals.values().filter(|(_, count)| *count > 1).count();
     let log = plant.gateway.log();
     let downs: Vec<&str> = log.lines().filter(|line| line.contains("link down")).collect();
@@ -227,9 +238,15 @@ fn narrow_lines_carry_all_lanes_without_a_reconnect() {
     }
     let behind = LineSpec { kbit_per_second: 64.0, delay: Duration::from_millis(300), loss_percent: 0 };
     cases.push(Case { spec: behind, is_buffered: true });
+    let only = std::env::var("FOREBAY_LINE_CASE").ok().and_then(|text| text.parse::<usize>().ok());
+    let chosen = |number: &usize| only.is_none_or(|only| only == *number);
     let outcomes = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            cases.iter().enumerate().map(|(number, case)| scope.spawn(move || load(number as u8 + 1, *case))).collect();
+        let threads: Vec<_> = cases
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| chosen(number))
+            .map(|(number, case)| scope.spawn(move || load(number as u8 + 1, *case)))
+            .collect();
         threads.into_iter().map(|thread| thread.join().expect("a case that ends")).collect::<Vec<_>>()
     });
     let mut wrong = Vec::new();
@@ -243,8 +260,8 @@ fn narrow_lines_carry_all_lanes_without_a_reconnect() {
 #[test]
 fn plain_small_events_use_the_line() {
     let spec = LineSpec { kbit_per_second: 64.0, delay: Duration::from_millis(50), loss_percent: 0 };
-    let Some(plant) = Plant::start(20, Case { spec, is_buffered: false }, "") else { return };
-    let seconds = load_seconds();
+    let Some(plant) = Plant::start(20, Case { spec, is_buffered: false }, &[BULK_IN_BATCHES]) else { return };
+    let seconds = seconds_of_load();
     let mut client = plant.client("report");
     let text = Random::with_seed(1).text(180);
     let count = ((seconds + 4.0) * 8000.0 / 500.0) as usize;
@@ -263,4 +280,53 @@ fn plain_small_events_use_the_line() {
         bytes / events as f64
     );
     assert!(events > 0 && used >= 0.85, "{:.1} % of the line used", used * 100.0);
+}
+
+/// A default Mosquitto takes 20 publishes in flight: 66 events per second at this round trip.
+#[test]
+fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {
+    let spec = LineSpec { kbit_per_second: 50_000.0, delay: Duration::from_millis(150), loss_percent: 0 };
+    let backlog = ("standard", "batch = \"backlog\"");
+    let Some(plant) = Plant::start(21, Case { spec, is_buffered: false }, &[backlog]) else { return };
+    let mut client = plant.client("report");
+    let text = Random::with_seed(1).text(180);
+    let await_arrived = |count: usize| {
+        let start = Instant::now();
+        while plant.arrived() < count {
+            assert!(start.elapsed() < Duration::from_secs(60), "{} of {count} arrived", plant.arrived());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    for number in 0..5 {
+        hand_in(&mut client, "report", number, &text);
+        await_arrived(number + 1);
+    }
+    assert_eq!(plant.batched.load(Ordering::Relaxed), 0, "live events arrive alone");
+    // The load goes on until the backlog of the beginning is gone, in which the rate of the line is found.
+    let (start, mut count, mut lag_max) = (Instant::now(), 0, 0);
+    loop {
+        let due = (start.elapsed().as_secs_f64() * 1000.0) as usize;
+        for number in count..due {
+            hand_in(&mut client, "report", 5 + number, &text);
+        }
+        count = count.max(due);
+        let lag = count + 5 - plant.arrived();
+        lag_max = lag_max.max(lag);
+        if count > 3000 && lag < 1000 {
+            break;
+        }
+        assert!(count < 60_000, "{lag} of {count} are on their way: the backlog grows");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("the backlog of {lag_max} events was gone after {:.1} s", start.elapsed().as_secs_f64());
+    await_arrived(count + 5);
+    assert!(plant.batched.load(Ordering::Relaxed) > count / 3, "the backlog goes in batches");
+    let batched = plant.batched.load(Ordering::Relaxed);
+    hand_in(&mut client, "report", 5 + count, &text);
+    await_arrived(count + 6);
+    assert_eq!(plant.batched.load(Ordering::Relaxed), batched, "live events arrive alone again");
+    let arrivals = plant.arrivals.lock().expect("lock");
+    let times: Vec<Instant> = arrivals.values().map(|(at, _)| *at).collect();
+    assert!(times.is_sorted(), "in order, by their numbers");
+    assert!(arrivals.values().all(|(_, copies)| *copies == 1), "once");
 }

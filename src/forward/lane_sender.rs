@@ -157,7 +157,7 @@ impl LaneSender {
         match &self.sending.batch {
             Some(batch) => {
                 // A batch that the line does not carry within its age would only delay what comes behind it.
-                let line_bytes_max = self.room.share().line().batch_bytes(batch.age.0);
+                let line_bytes_max = self.room.share().line().batch_bytes(batch.age.0, pass.now);
                 let packet_bytes_max = pass.session.limits().packet_bytes_max.min(line_bytes_max);
                 self.batcher.add(batch, packet_bytes_max, event, (pass.now, order));
                 self.follow(event);

@@ -15,13 +15,15 @@ pub(super) struct LineRoom {
     room: u64,
     /// Bytes that are written and not acknowledged.
     written: u64,
+    /// Least room for another event: that of a usual one, and at most a segment.
+    least: u64,
     /// The send buffer of the socket, if it was reduced.
     buffer: Option<u64>,
 }
 
 impl LineRoom {
     pub(super) fn new(share: LineShare) -> Self {
-        Self { share, room: 0, written: 0, buffer: None }
+        Self { share, room: 0, written: 0, least: SEGMENT_BYTES, buffer: None }
     }
 
     pub(super) fn share(&self) -> &LineShare {
@@ -40,6 +42,7 @@ impl LineRoom {
         output.compact();
         self.written = in_flight.bytes().saturating_sub(waiting);
         self.room = self.share.room(self.written, now);
+        self.least = in_flight.bytes().checked_div(in_flight.count() as u64).unwrap_or_default().min(SEGMENT_BYTES);
         // No acknowledgement can make room for an event that nothing is in front of.
         let is_large = waiting > self.room && self.written < in_flight.first_bytes();
         output.is_incomplete = is_large;
@@ -53,10 +56,11 @@ impl LineRoom {
         output.limit_to(self.room as usize);
     }
 
-    /// Returns whether another event may be added: never for less than a segment, which would cost as many headers.
+    /// Returns whether another event may be added: only one that is written as a whole or in segments, because small parts
+    /// cost as many headers.
     pub(super) fn has_room(&self, output: &Output) -> bool {
         let waiting = output.waiting() as u64;
-        waiting < self.room && (self.room >= SEGMENT_BYTES || self.written == 0)
+        waiting < self.room && (self.room >= self.least || self.written == 0)
     }
 
     /// Sets what is written of the output. Returns the time until the next look at the line, if it is full.

@@ -25,12 +25,11 @@ const FIRST_BYTES: u64 = 4 << 10;
 const BUFFER_BYTES_MAX: u64 = 1 << 20;
 /// A line with a shorter round trip has no kilobytes on its way, unless something has been measured.
 const LOCAL: Duration = Duration::from_millis(20);
-/// An event that is larger than the bound is written this many times as fast as the estimate, so that the estimate can grow.
-const PACE_TIMES: f64 = 2.0;
+/// An event that is larger than the bound is written this many times as fast as the estimate, so that the estimate can grow;
+/// the second one on a long line, where the estimate is lower.
+const PACE_TIMES: (f64, f64) = (1.5, 2.0);
 /// Longest and shortest wait until the next look at a line that is full.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
-/// Smallest limit of a batch.
-const BATCH_BYTES_MIN: u64 = 4 << 10;
 
 /// The line of one destination; all its sessions share it.
 #[derive(Debug, Default)]
@@ -69,6 +68,8 @@ struct Use {
     /// 0 for the highest lane.
     rank: usize,
     bytes: u64,
+    /// When bytes of this lane were last in flight.
+    used_at: Option<Instant>,
 }
 
 impl State {
@@ -81,6 +82,11 @@ impl State {
         let seconds = self.round_trip.value().unwrap_or_default().as_secs_f64() * 2.0;
         FLOOR_BYTES.max((rate * seconds.max(BOUND_SECONDS)) as u64)
     }
+
+    /// Returns whether the bound is less than three round trips.
+    fn is_long(&self) -> bool {
+        self.round_trip.shortest().as_secs_f64() * 3.0 > BOUND_SECONDS
+    }
 }
 
 impl Line {
@@ -88,7 +94,7 @@ impl Line {
     pub(crate) fn share(self: &Arc<Self>, rank: usize) -> LineShare {
         let mut state = self.state.lock();
         let id = state.shares.iter().map(|known| known.id + 1).max().unwrap_or_default();
-        state.shares.push(Use { id, rank, bytes: 0 });
+        state.shares.push(Use { id, rank, bytes: 0, used_at: None });
         LineShare { line: Arc::clone(self), id, paced: None }
     }
 
@@ -134,14 +140,16 @@ impl Line {
     }
 
     /// Largest batch that the line carries in `age`. Until the line was full once it may carry more than was measured, and
-    /// a short line certainly does.
-    pub(crate) fn batch_bytes(&self, age: Duration) -> usize {
-        let state = self.state.lock();
+    /// a short line certainly does. On a full one a batch leaves room for a segment of another lane, unless the line is long:
+    /// the answers of small batches come so late that the estimate could not grow.
+    pub(crate) fn batch_bytes(&self, age: Duration, now: Instant) -> usize {
+        let mut state = self.state.lock();
         let is_far = state.round_trip.value().is_some_and(|round_trip| round_trip >= LOCAL);
-        let least = if state.rate.is_full() { BATCH_BYTES_MIN } else { FIRST_BYTES };
-        match state.rate.best() {
-            None if !is_far => usize::MAX,
-            rate => ((rate.unwrap_or_default() * age.as_secs_f64()) as u64).max(least) as usize,
+        let Some(rate) = state.rate.best() else { return if is_far { FIRST_BYTES as usize } else { usize::MAX } };
+        let carried = (rate * age.as_secs_f64()) as u64;
+        match state.rate.is_full() && !state.is_long() {
+            true => carried.min(state.bound(now) - SEGMENT_BYTES).max(SEGMENT_BYTES) as usize,
+            false => carried.max(FIRST_BYTES) as usize,
         }
     }
 
@@ -187,12 +195,22 @@ impl LineShare {
     pub(crate) fn room(&self, in_flight: u64, now: Instant) -> u64 {
         let mut state = self.line.state.lock();
         let bound = state.bound(now);
+        let rate = state.rate.best().unwrap_or(1.0);
         let Some(own) = state.shares.iter_mut().find(|share| share.id == self.id) else { return bound };
         own.bytes = in_flight;
-        let rank = own.rank;
+        if in_flight > 0 {
+            own.used_at = Some(now);
+        }
+        let (rank, used_at) = (own.rank, own.used_at);
         let used: u64 = state.shares.iter().filter(|share| share.rank <= rank).map(|share| share.bytes).sum();
-        let least = SEGMENT_BYTES.max(bound / 10).saturating_sub(in_flight);
-        bound.saturating_sub(used).max(least)
+        let least = SEGMENT_BYTES.max(bound / 10);
+        // An event above the bound takes the whole line: a lower lane has its tenth in the long run.
+        let is_taken = state.shares.iter().any(|share| share.rank < rank && share.bytes > bound);
+        let since = used_at.map_or(f64::INFINITY, |used_at| now.saturating_duration_since(used_at).as_secs_f64());
+        if is_taken && since * rate < 10.0 * least as f64 {
+            return bound.saturating_sub(used);
+        }
+        bound.saturating_sub(used).max(least.saturating_sub(in_flight))
     }
 
     /// Bytes of an event that is larger than the bound that may be written now: at a pace that leaves room for the higher
@@ -207,12 +225,13 @@ impl LineShare {
         let higher: u64 = state.shares.iter().filter(|share| share.rank < rank).map(|share| share.bytes).sum();
         let free = (1.0 - higher as f64 / bound as f64).max(0.1);
         let since = *self.paced.get_or_insert(now);
-        let bytes = (rate * PACE_TIMES * free * now.saturating_duration_since(since).as_secs_f64()) as u64;
+        let times = if state.is_long() { PACE_TIMES.1 } else { PACE_TIMES.0 };
+        let bytes = (rate * times * free * now.saturating_duration_since(since).as_secs_f64()) as u64;
         if bytes < SEGMENT_BYTES {
             return 0;
         }
         self.paced = Some(now);
-        bytes.min(SEGMENT_BYTES.max((rate * LOOK.1.as_secs_f64() * PACE_TIMES) as u64))
+        bytes.min(SEGMENT_BYTES.max((rate * LOOK.1.as_secs_f64() * times) as u64))
     }
 }
 

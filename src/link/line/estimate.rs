@@ -178,6 +178,11 @@ impl RoundTripEstimate {
         self.least.or(self.connect)
     }
 
+    /// The shorter one of both measured times: a publish itself takes time on a narrow line.
+    pub(super) fn shortest(&self) -> Duration {
+        self.least.into_iter().chain(self.connect).min().unwrap_or_default()
+    }
+
     /// Returns whether the bytes in flight are to be reduced for now.
     pub(super) fn is_draining(&mut self, now: Instant) -> bool {
         if let Some(since) = self.draining_since {

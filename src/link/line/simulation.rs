@@ -102,7 +102,7 @@ impl Simulation {
                 return;
             }
             let room = lane.share.room(lane.in_flight, now);
-            if room < SEGMENT_BYTES && lane.in_flight > 0 {
+            if room < SEGMENT_BYTES.min(lane.event_bytes) && lane.in_flight > 0 {
                 self.line.mark_full();
                 return;
             }
