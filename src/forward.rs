@@ -46,5 +46,5 @@ pub use batch::{BATCH, BATCH_ZSTD};
 pub use client_id::{CONNECTIONS, ClientIds};
 pub use config::{Config, Envelope, Urls};
 pub use forwarder::{Forwarder, ForwarderSpec};
-pub use pace::{Batch, CatchUp, Compression, Hours, Pressure, Rate, Sending};
+pub use pace::{Batch, BatchWhen, CatchUp, Compression, Hours, Pressure, Rate, Sending};
 pub use stats::{LinkState, Stats};

@@ -224,6 +224,28 @@ fn a_refused_batch_is_sent_again_alone_and_a_bad_event_in_it_is_found() {
     assert!(seen.iter().filter(|publish| publish.is_refused()).count() > 3, "batches were refused");
 }
 
+/// Events that are sent alone and batches share the order of their stream.
+#[test]
+fn a_backlog_in_batches_keeps_the_order_whatever_central_answers() {
+    const KEYS: usize = 100;
+    let mut random = Random::seeded();
+    // Receive Maximum 20: a backlog at once. A refusal holds the whole stream, so that one answer in eight is one.
+    let centre = Scripted::start(vec![0x21, 0, 20], move |_| {
+        let code = if random.below(8) == 0 { random.below(256) as u8 } else { 0 };
+        Do::Late(code, Duration::from_millis(random.below(30)))
+    });
+    let lane = "\n[lane.critical]\nbatch = \"backlog\"\n";
+    let gateway = gateway("any-backlog", "strict", &format!("{}{lane}", centre.destination("central")));
+    feed(&gateway, KEYS, 8);
+    let status = gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let (seen, dead) = (centre.seen(), dead(&gateway));
+    check_accounts(&seen, &dead, KEYS * 8);
+    assert_eq!(broken_order(&seen), [] as [u64; 0]);
+    assert_eq!(status["links"][0]["overtaken"], 0, "{status:#}");
+    let alone = seen.iter().filter(|publish| publish.events.len() == 1).count();
+    assert!(alone > 0 && alone < seen.len(), "{alone} of {} publishes have one event", seen.len());
+}
+
 /// One event that is refused for ever once held up its lane.
 #[test]
 fn an_event_that_is_refused_again_and_again_holds_up_its_key_alone() {

@@ -1,13 +1,15 @@
 //! The configuration file as it is written, before any check.
 
-use crate::forward::{self, Batch, CatchUp, Rate};
+use crate::forward::{self, Batch, BatchWhen, CatchUp, Rate};
 use crate::journal::Full;
 use crate::secret;
 use crate::setting::{Bytes, Document, Problem, Span};
 use crate::sources::SourceTables;
 use crate::telemetry::Logging;
 use crate::watch;
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -73,6 +75,7 @@ pub(super) struct Lane {
     #[serde(default)]
     pub catch_up: CatchUp,
     pub backfill_topic: Option<String>,
+    #[serde(default, deserialize_with = "batch")]
     pub batch: Option<Batch>,
     #[serde(default)]
     pub rate: Rate,
@@ -94,6 +97,32 @@ impl Default for Dead {
     fn default() -> Self {
         Self { budget: None, retention: dead_retention() }
     }
+}
+
+/// Reads the limits of batches: a table, or `"backlog"` for its defaults.
+fn batch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Batch>, D::Error> {
+    struct TableOrWord;
+
+    impl<'de> Visitor<'de> for TableOrWord {
+        type Value = Batch;
+
+        fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            out.write_str("\"backlog\" or a table such as { events = 500, age = \"5s\" }")
+        }
+
+        fn visit_str<E: Error>(self, word: &str) -> Result<Batch, E> {
+            match word {
+                "backlog" => Ok(Batch::new(BatchWhen::Backlog)),
+                "always" => Ok(Batch::new(BatchWhen::Always)),
+                _ => Err(E::unknown_variant(word, &["backlog", "always"])),
+            }
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Batch, A::Error> {
+            Batch::deserialize(MapAccessDeserializer::new(table))
+        }
+    }
+    deserializer.deserialize_any(TableOrWord).map(Some)
 }
 
 fn dead_retention() -> Span {

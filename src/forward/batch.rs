@@ -17,6 +17,8 @@ pub const BATCH: &str = "application/cloudevents-batch+json";
 pub const BATCH_ZSTD: &str = "application/cloudevents-batch+json+zstd";
 /// Bytes of a publish that are reserved for topic, content type and properties.
 const OVERHEAD_BYTES: usize = 2048;
+/// What these usually take.
+const USUAL_OVERHEAD_BYTES: usize = 256;
 
 /// A batch to which events are still added.
 #[derive(Debug)]
@@ -78,15 +80,32 @@ impl Batcher {
         self.events_max = self.events_max.map(|events_max| events_max.saturating_mul(2));
     }
 
-    /// Adds an event. Moves a batch to `ready` if the event does not fit into it or makes it full.
+    /// Returns whether a batch of the stream is not sent yet.
+    pub(super) fn has(&self, stream: u32) -> bool {
+        self.list.iter().chain(&self.ready).any(|batch| batch.stream == stream)
+    }
+
+    /// Closes the batches that may be sent; returns whether there is one.
+    pub(super) fn close_all(&mut self, may_send: impl Fn(&OpenBatch) -> bool) -> bool {
+        let before = self.ready.len();
+        while let Some(index) = self.list.iter().position(&may_send) {
+            self.ready.push_back(self.list.swap_remove(index));
+        }
+        self.ready.len() > before
+    }
+
+    /// Adds an event. Moves a batch to `ready` if the event does not fit into it or makes it full. The broker takes
+    /// `packet_bytes_max`; a publish of more than `line_bytes_max` would be a long wait for others on the line.
     pub(super) fn add(
         &mut self,
         batch: &Batch,
-        packet_bytes_max: usize,
+        (packet_bytes_max, line_bytes_max): (usize, usize),
         event: &Outgoing<'_>,
         begin: (Instant, Order),
     ) {
-        let bytes_max = (batch.bytes.0 as usize).min(packet_bytes_max.saturating_sub(OVERHEAD_BYTES));
+        let packet_max = packet_bytes_max.saturating_sub(OVERHEAD_BYTES);
+        let bytes_max =
+            (batch.bytes.0 as usize).min(packet_max).min(line_bytes_max.saturating_sub(USUAL_OVERHEAD_BYTES));
         let events_max = self.events_max(batch);
         let found = self.list.iter().position(|known| known.stream == event.published.stream);
         let mut index = match found {

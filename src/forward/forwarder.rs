@@ -305,6 +305,7 @@ impl Forwarder {
             let may_backfill = self.sender.has_room(window - window / 4, pass.output);
             let Self { reader, sender, .. } = self;
             match reader.next(may_backfill, |event: Outgoing<'_>| sender.send(&event, &mut pass)) {
+                Next::Nothing if !reader.has_more() && sender.end_backlog() => {}
                 Next::Nothing => break,
                 Next::Skipped => {}
                 Next::Event => allowed -= 1,
@@ -323,6 +324,9 @@ impl Forwarder {
         }
         self.write_dead_letters(&poison).await;
         let has_room = self.sender.has_room(window, output);
+        if !has_room && self.reader.has_more() {
+            self.sender.begin_backlog();
+        }
         self.has_room = allowed > 0 && has_room && self.sender.may_read() && self.sender.throttle.allows(0);
         let due = [
             self.sender.batch_due(window, now),

@@ -8,7 +8,7 @@ use super::key_order::{Held, Key, KeyOrder, StreamOrders, Waiting, key_of, key_o
 use super::lane_link::LaneLink;
 use super::line_room::LineRoom;
 use super::outgoing::{Mark, Outgoing};
-use super::pace::Sending;
+use super::pace::{Batch, BatchWhen, Sending};
 use super::sender::Sender;
 use super::throttle::Throttle;
 use crate::clock;
@@ -37,6 +37,8 @@ pub(super) struct LaneSender {
     pub throttle: Throttle,
     orders: StreamOrders,
     pub room: LineRoom,
+    /// Events wait that the window or the line does not take.
+    is_behind: bool,
 }
 
 /// The session to send on, and the results of one call of `fill`.
@@ -63,7 +65,7 @@ impl LaneSender {
         let throttle = Throttle::new(clock::instant());
         let (batcher, followed, order) = (Batcher::default(), Followed::default(), KeyOrder::default());
         let room = LineRoom::new(share);
-        Self { link, sending, publishes, batcher, followed, order, throttle, orders, room }
+        Self { link, sending, publishes, batcher, followed, order, throttle, orders, room, is_behind: false }
     }
 
     pub(super) fn has_room(&self, window: usize, output: &Output) -> bool {
@@ -154,16 +156,19 @@ impl LaneSender {
     pub(super) fn send(&mut self, event: &Outgoing<'_>, pass: &mut Pass<'_>) {
         pass.events += 1;
         let order = self.orders.of(event.published);
-        match &self.sending.batch {
+        let stream = event.published.stream;
+        let sending = Arc::clone(&self.sending);
+        match sending.batch.as_ref().filter(|batch| self.adds_to_batch(batch, stream, order)) {
             Some(batch) => {
                 // A batch that the line does not carry within its age would only delay what comes behind it.
                 let line_bytes_max = self.room.share().line().batch_bytes(batch.age.0, pass.now);
-                let packet_bytes_max = pass.session.limits().packet_bytes_max.min(line_bytes_max);
-                self.batcher.add(batch, packet_bytes_max, event, (pass.now, order));
+                let bytes_max = (pass.session.limits().packet_bytes_max, line_bytes_max);
+                self.batcher.add(batch, bytes_max, event, (pass.now, order));
                 self.follow(event);
             }
             None => {
-                let mut publish = Publish { key: key_of_event(event, order), ..of_event(event, pass.now) };
+                let key = key_of_event(event, order, sending.batch.is_some());
+                let mut publish = Publish { key, ..of_event(event, pass.now) };
                 if self.order.must_wait(publish.key, order) {
                     self.order.hold(publish.key, event);
                 } else {
@@ -172,6 +177,29 @@ impl LaneSender {
                 }
             }
         }
+    }
+
+    /// Returns whether the next event of a stream is added to a batch: one that is sent alone would overtake a batch that
+    /// is not sent yet, and one that has to wait does so in a batch.
+    fn adds_to_batch(&self, batch: &Batch, stream: u32, order: Order) -> bool {
+        batch.when == BatchWhen::Always
+            || self.is_behind
+            || self.batcher.has(stream)
+            || self.order.must_wait(key_of_batch(stream), order)
+    }
+
+    /// Records that events wait which the window or the line does not take.
+    pub(super) fn begin_backlog(&mut self) {
+        self.is_behind = true;
+    }
+
+    /// Records that no further events wait: open batches of a backlog are closed once they may be sent. Returns whether
+    /// there is one.
+    pub(super) fn end_backlog(&mut self) -> bool {
+        self.is_behind = false;
+        let is_for_backlog = self.sending.batch.as_ref().is_some_and(|batch| batch.when == BatchWhen::Backlog);
+        let Self { batcher, order, .. } = self;
+        is_for_backlog && batcher.close_all(|batch| !order.must_wait(key_of_open(batch), batch.order))
     }
 
     fn follow(&mut self, event: &Outgoing<'_>) {
@@ -280,8 +308,11 @@ fn key_of_open(batch: &OpenBatch) -> Key {
     }
 }
 
-fn key_of_event(event: &Outgoing<'_>, order: Order) -> Key {
+/// In a lane with batches events that are sent alone have the key of the batches of their stream, so that none overtakes
+/// another one.
+fn key_of_event(event: &Outgoing<'_>, order: Order, has_batches: bool) -> Key {
     match order {
+        Order::Key | Order::Strict if has_batches => key_of_batch(event.published.stream),
         Order::None => key_of_none(event.offset),
         Order::Key | Order::Strict => key_of(event.published.stream, event.record.key),
     }

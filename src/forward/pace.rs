@@ -50,6 +50,8 @@ pub enum CatchUp {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
+    #[serde(default)]
+    pub when: BatchWhen,
     #[serde(default = "batch_events")]
     pub events: usize,
     /// Largest payload in bytes, before compression.
@@ -60,6 +62,24 @@ pub struct Batch {
     pub age: Span,
     #[serde(default)]
     pub compression: Compression,
+}
+
+impl Batch {
+    /// The default limits.
+    pub fn new(when: BatchWhen) -> Self {
+        let (events, bytes, age) = (batch_events(), batch_bytes(), batch_age());
+        Self { when, events, bytes, age, compression: Compression::default() }
+    }
+}
+
+/// When events are sent in batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BatchWhen {
+    #[default]
+    Always,
+    /// While more events wait than the window or the line takes; otherwise each event is sent at once, and alone.
+    Backlog,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
