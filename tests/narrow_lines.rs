@@ -282,6 +282,22 @@ fn plain_small_events_use_the_line() {
     assert!(events > 0 && used >= 0.85, "{:.1} % of the line used", used * 100.0);
 }
 
+#[test]
+fn the_packets_of_a_lane_carry_its_mark() {
+    let spec = LineSpec { kbit_per_second: 50_000.0, delay: Duration::from_millis(5), loss_percent: 0 };
+    let lanes = [("critical", "dscp = 46"), ("bulk", "dscp = 8")];
+    let Some(plant) = Plant::start(22, Case { spec, is_buffered: false }, &lanes) else { return };
+    let mut client = plant.client("state");
+    hand_in(&mut client, "state", 0, "");
+    hand_in(&mut client, "sample", 0, "");
+    let start = Instant::now();
+    while !plant.line.marks().is_superset(&[0, 8, 46].into()) {
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", plant.line.marks());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(plant.line.marks(), [0, 8, 46].into(), "of the standard lane, bulk and critical");
+}
+
 /// A default Mosquitto takes 20 publishes in flight: 66 events per second at this round trip.
 #[test]
 fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {

@@ -132,6 +132,12 @@ fn check_sending(settings: &Lane, sending: &mut Sending, found: &mut Findings<'_
     sending.catch_up = settings.catch_up;
     sending.rate = settings.rate;
     sending.yielding = settings.yielding.or(sending.yielding);
+    if let Some(dscp) = settings.dscp {
+        sending.dscp = u8::try_from(dscp).ok().filter(|dscp| *dscp < 64);
+        if sending.dscp.is_none() {
+            found.problem("dscp", format!("{dscp} is not allowed; 0 to 63 are, such as 46 for expedited forwarding"));
+        }
+    }
     for (part, rate) in [("rate", Some(settings.rate)), ("yielding", settings.yielding)] {
         if rate.is_some_and(|rate| rate.events == Some(0) || rate.bytes == Some(Bytes(0))) {
             found.problem(part, "0 would send nothing; leave it out for no ceiling, or set hours");

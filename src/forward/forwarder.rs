@@ -109,6 +109,9 @@ impl Conversation for Forwarder {
     fn begin(&mut self, session: &Session, start: Start, _output: &mut Output) {
         let LaneLink { lane, to, stats } = &self.link;
         stats.set(|state| state.peer = Some(session.peer()));
+        if let Some(dscp) = self.sender.dscp() {
+            session.set_dscp(dscp);
+        }
         match start {
             Start::Opened => {
                 tracing::info!(lane = %lane.name, destination = %to.name, broker = %session.broker(), "link up");

@@ -68,6 +68,11 @@ impl LaneSender {
         Self { link, sending, publishes, batcher, followed, order, throttle, orders, room, is_behind: false }
     }
 
+    /// The mark of the lane's packets.
+    pub(super) fn dscp(&self) -> Option<u8> {
+        self.sending.dscp
+    }
+
     pub(super) fn has_room(&self, window: usize, output: &Output) -> bool {
         self.publishes.in_flight.has_room(window) && output.waiting() < OUTPUT_BYTES && self.room.has_room(output)
     }

@@ -29,6 +29,8 @@ pub struct Sending {
     pub rate: Rate,
     /// Lower rate limits while other lanes have a backlog; `None` for a lane that does not yield.
     pub yielding: Option<Rate>,
+    /// DSCP of the packets of the lane, 0 to 63; `None` for that of the system.
+    pub dscp: Option<u8>,
     /// Hours in which the lane is sent; `None` for always.
     pub hours: Option<Hours>,
     /// The order that the contracts of the lane promise, by stream.

@@ -181,6 +181,19 @@ impl Session {
         }
     }
 
+    /// Marks the packets of this session with a DSCP from 0 to 63. Routers that do not know it ignore it; a failure costs no
+    /// more than its priority.
+    pub(crate) fn set_dscp(&self, dscp: u8) {
+        if let Some(tcp) = self.stream.tcp() {
+            // The two lower bits of the field are those of congestion notification.
+            let (socket, field) = (socket2::SockRef::from(tcp), u32::from(dscp) << 2);
+            let _ = match tcp.peer_addr() {
+                Ok(peer) if peer.is_ipv6() => socket.set_tclass_v6(field),
+                _ => socket.set_tos_v4(field),
+            };
+        }
+    }
+
     /// Index of the broker in the target's list of addresses.
     pub(crate) fn broker_index(&self) -> usize {
         self.index

@@ -5,7 +5,7 @@
 
 use super::need::Need;
 use super::random::Random;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -46,6 +46,8 @@ pub struct SlowLine {
     pub fast: Ipv4Addr,
     /// Bytes of packets that went up, and down.
     carried: [Arc<AtomicU64>; 2],
+    /// The DSCPs of packets that went up.
+    marks: Arc<Mutex<BTreeSet<u8>>>,
     is_over: Arc<AtomicBool>,
     children: Vec<Child>,
 }
@@ -68,6 +70,7 @@ impl SlowLine {
             far: at(0, 2),
             fast: at(1, 2),
             carried: Default::default(),
+            marks: Arc::default(),
             is_over: Arc::default(),
             children: Vec::new(),
             namespace,
@@ -99,6 +102,11 @@ impl SlowLine {
     /// Bytes of packets that went up: headers are in them, and what was lost.
     pub fn carried_up(&self) -> u64 {
         self.carried[0].load(Ordering::Relaxed)
+    }
+
+    /// The DSCPs of the packets of IPv4 that went up.
+    pub fn marks(&self) -> BTreeSet<u8> {
+        self.marks.lock().expect("lock").clone()
     }
 
     /// Bytes of packets in both directions.
@@ -135,6 +143,7 @@ impl SlowLine {
     ) {
         let queue = Arc::<Queue>::default();
         let (carried, over) = (Arc::clone(&self.carried[direction]), Arc::clone(&self.is_over));
+        let marks = (direction == 0).then(|| Arc::clone(&self.marks));
         let (from, to, theirs) = (Arc::clone(from), Arc::clone(to), Arc::clone(&queue));
         from.set_read_timeout(Some(Duration::from_millis(100))).expect("set");
         let mut random = Random::seeded();
@@ -143,6 +152,9 @@ impl SlowLine {
             let mut idle_at = Instant::now();
             while !over.load(Ordering::Relaxed) {
                 let Ok(bytes) = from.recv(&mut buffer) else { continue };
+                if let (Some(marks), 0x45) = (&marks, buffer[0]) {
+                    marks.lock().expect("lock").insert(buffer[1] >> 2);
+                }
                 let now = Instant::now();
                 idle_at = idle_at.max(now);
                 if idle_at - now > QUEUE_MAX {
