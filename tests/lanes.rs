@@ -633,6 +633,8 @@ fn a_wrong_lane_is_refused_with_what_is_allowed() {
     check("hours = \"2 to 4\"", &["lane.bulk.hours", "2 to 4", "02:00-04:00"]);
     check("hours = \"02:00-04:00\"\ntime_zone = \"Mars/Base\"", &["lane.bulk.time_zone", "Mars/Base", "Europe/Berlin"]);
     check("batch = { events = 0 }", &["lane.bulk.batch.events", "1 to 10000"]);
+    check("batch = \"later\"", &["lane.bulk.batch", "later", "backlog"]);
+    check("dscp = 64", &["lane.bulk.dscp", "64", "0 to 63"]);
     check("rate = { events = 0 }", &["lane.bulk.rate", "would send nothing"]);
     check("backfill_topic = \"a/#\"", &["lane.bulk.backfill_topic", "a/#"]);
 }
