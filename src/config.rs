@@ -193,10 +193,12 @@ fn load_contracts(
 /// Extends a parse problem of a `listen` key with the value and the expected form.
 fn explained(problem: Problem, document: &Document) -> Problem {
     let problem = seal::explained(problem);
-    if !problem.key.ends_with(".listen") || problem.message.contains("missing field") {
+    if !problem.key.ends_with(".listen")
+        || ["missing field", "is a date or time"].iter().any(|known| problem.message.contains(known))
+    {
         return problem;
     }
-    let value = document.value(&problem.key).unwrap_or_default();
+    let value = document.value(&problem.key).unwrap_or_else(|| "the value".to_owned());
     let message = format!(
         "{value} is no address to listen on; expected \"address:port\", such as \"0.0.0.0:1883\" or \"[::]:8883\"; a host name is not allowed"
     );

@@ -93,6 +93,8 @@ mod central;
 mod link;
 /// Lines that are paid by the byte: budgets, and bytes of an event.
 mod metered;
+/// Mistakes in a configuration are answered in words of people.
+mod mistakes;
 /// Central answers with any reason code, late, in pieces, or ends the connection.
 mod odd_answers;
 /// Ways out of a plant: WebSocket, proxies, IPv6, client ids that central gives.

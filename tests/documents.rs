@@ -139,7 +139,7 @@ fn the_readme_is_short_and_has_both_commands() {
 }
 
 /// What `forebay check` says of a configuration and of further files in its folder.
-fn check(configuration: &str, files: &[(&str, &str)]) -> String {
+pub fn check(configuration: &str, files: &[(&str, &str)]) -> String {
     let folder = scratch_folder("documents");
     let write = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -158,24 +158,21 @@ fn check(configuration: &str, files: &[(&str, &str)]) -> String {
 }
 
 /// The keys that the program knows where `unknown_key` is one that it does not know.
-fn known_keys(said: &str) -> BTreeSet<String> {
+pub fn known_keys(said: &str) -> BTreeSet<String> {
     let list = said.split("unknown field `unknown_key`, expected").nth(1).unwrap_or_else(|| panic!("{said}"));
     let list = list.split('"').next().unwrap_or_default();
     list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-const HEAD: &str = "environment = \"test\"\nsite = \"plant-01\"\ndata_dir = \"data\"\n";
+pub const HEAD: &str = "environment = \"test\"\nsite = \"plant-01\"\ndata_dir = \"data\"\n";
 
-#[test]
-fn the_tables_have_every_key_of_the_configuration() {
-    let text = page("config/README.md");
+/// The tables of the configuration: the heading of each in the reference, and what stands in front of its keys in a file.
+pub fn tables() -> Vec<(&'static str, String)> {
     let mqtt = "[[source.mqtt]]\nname = \"a\"\nlisten = \"127.0.0.1:1\"\n";
     let modbus = "[[source.modbus]]\nname = \"a\"\nurl = \"tcp://a:1\"\n";
     let odoo = "[[source.odoo]]\nname = \"a\"\nurl = \"https://a\"\ndatabase = \"a\"\nkey_file = \"a\"\n";
     let destination = "[[destination]]\nname = \"a\"\nurl = \"mqtt://a\"\n";
-    // Tables have pages or sections of their own; the names of lanes and kinds are no keys.
-    let apart = ["source", "destination", "lane", "dead", "watch", "monitoring", "log"];
-    for (heading, before) in [
+    vec![
         ("## Top level", String::new()),
         ("## `[[source.mqtt]]`: MQTT listener", mqtt.to_owned()),
         ("## `[[source.mqtt]]`: MQTT listener", format!("{mqtt}[[source.mqtt.acl]]\n")),
@@ -204,7 +201,15 @@ fn the_tables_have_every_key_of_the_configuration() {
         ("## `[monitoring]` and `[log]`", "[log]\n".into()),
         ("## `[watch]`: business exceptions", "[watch.rule.order-late]\n".into()),
         ("## `[watch]`: business exceptions", "[watch.machines]\n".into()),
-    ] {
+    ]
+}
+
+#[test]
+fn the_tables_have_every_key_of_the_configuration() {
+    let text = page("config/README.md");
+    // Tables have pages or sections of their own; the names of lanes and kinds are no keys.
+    let apart = ["source", "destination", "lane", "dead", "watch", "monitoring", "log"];
+    for (heading, before) in tables() {
         let known = known_keys(&check(&format!("{HEAD}{before}unknown_key = 1\n"), &[]));
         let described = keys_of_tables(section(&text, heading));
         let missing: Vec<_> =
@@ -298,7 +303,7 @@ fn the_program_understands_every_example() {
                 check(&format!("{before}{block}"), &[])
             };
             let wrong =
-                ["unknown field", "unknown variant", "invalid type", "missing field", "no valid TOML", "out of bounds"];
+                ["unknown field", "unknown value", "invalid type", "missing field", "no valid TOML", "out of bounds"];
             let is_understood = said.starts_with('{') && !wrong.iter().any(|wrong| said.contains(wrong));
             assert!(is_understood, "{}: {block}\n{said}", name.display());
         }

@@ -77,7 +77,7 @@ pub enum Envelope {
 pub struct Urls(pub Vec<String>);
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a URL in quotes, or a list of URLs")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),

@@ -5,13 +5,15 @@
 use std::fmt::Write;
 
 /// Example values of required settings, by the last part of their key.
-const EXAMPLES: [(&str, &str); 13] = [
+const EXAMPLES: [(&str, &str); 15] = [
     ("environment", "\"test\""),
     ("site", "\"plant-01\""),
     ("name", "\"central\""),
     ("listen", "\"0.0.0.0:8883\""),
     ("url", "\"mqtts://central.example.com:8883\""),
     ("topics", "[\"plant/#\"]"),
+    ("cert", "\"gateway.pem\""),
+    ("key", "\"gateway.key\""),
     ("database", "\"plant\""),
     ("key_file", "\"odoo.key\""),
     ("path", "\"/srv/drop\""),
@@ -19,6 +21,13 @@ const EXAMPLES: [(&str, &str); 13] = [
     ("owner", "\"production engineering\""),
     ("version", "\"1.0.0\""),
     ("unit", "[{ name = \"press-4\", unit = 1, device = \"machine-plc\" }]"),
+];
+
+/// Example values that differ from these, by a part of the key of their table.
+const EXAMPLES_IN: [(&str, &str, &str); 3] = [
+    ("proxy", "url", "\"http://proxy.example.com:3128\""),
+    ("source.modbus", "url", "\"tcp://192.0.2.10:502\""),
+    ("source.odoo", "url", "\"https://odoo.example.com\""),
 ];
 
 /// Tables that a text or a truth value often stands for, by the last part of their key.
@@ -43,17 +52,23 @@ pub(super) fn example(name: &str) -> Option<&'static str> {
 /// Adds a hint to the message about a value. `written` is the value in the file.
 pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
-    let mut out = without_type_name(message);
+    // Words of the TOML library about a text that names one of several values.
+    if message.starts_with("wanted ") {
+        return format!("invalid type: {written}, expected a text in quotes");
+    }
+    let mut out = in_plain_words(message);
+    let is_no_table = message.contains("expected struct");
     if message.starts_with("invalid type: map, expected a sequence") {
         let _ = write!(out, "; write [[{key}]] with two brackets: there may be several");
     } else if message.contains("expected a sequence") {
         let one = if written.starts_with('"') { written } else { "\"…\"" };
-        let _ = write!(out, "; write a list: {last} = [{one}]");
-    } else if message.starts_with("invalid type") && message.contains("expected struct") {
+        let _ = write!(out, "; write {last} = [{one}]");
+    } else if is_no_table && ["invalid type", "invalid length"].iter().any(|kind| message.starts_with(kind)) {
         let table = TABLES.iter().find(|(known, _)| *known == last).map_or("{ … }", |(_, table)| *table);
         let _ = write!(out, "; write a table: {last} = {table}");
     } else if let Some(name) = between(message, "missing field `") {
-        if let Some(example) = example(name) {
+        let here = EXAMPLES_IN.iter().find(|(part, known, _)| *known == name && key.contains(part));
+        if let Some(example) = here.map(|(.., example)| *example).or_else(|| example(name)) {
             let _ = write!(out, "; for example: {name} = {example}");
         }
     } else if let Some(near) = nearest(message) {
@@ -62,15 +77,57 @@ pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
     out
 }
 
-/// Replaces `struct ClientFiles` by words.
-fn without_type_name(message: &str) -> String {
-    for word in ["struct ", "enum ", "newtype struct ", "tuple struct "] {
-        if let Some((start, rest)) = message.split_once(&format!("expected {word}")) {
-            let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(rest.len());
-            return format!("{start}expected a table{}", &rest[end..]);
+/// Replaces the words of the library: it names types of Rust, and calls a list a sequence and a table a map.
+fn in_plain_words(message: &str) -> String {
+    if let Some(rest) = message.strip_prefix("unknown variant ") {
+        return format!("unknown value {rest}");
+    }
+    if message.starts_with("invalid length") && message.contains("expected struct") {
+        return "invalid type: a list, expected a table".to_owned();
+    }
+    let Some((kind, rest)) = ["invalid type", "invalid value"]
+        .iter()
+        .find_map(|kind| Some((kind, message.strip_prefix(kind)?.strip_prefix(": ")?)))
+    else {
+        return message.to_owned();
+    };
+    match rest.rsplit_once(", expected ") {
+        Some((found, expected)) => {
+            format!("{kind}: {}, expected {}", found_in_words(found), expected_in_words(expected))
+        }
+        None => message.to_owned(),
+    }
+}
+
+fn found_in_words(found: &str) -> &str {
+    match found {
+        "sequence" => "a list",
+        "map" => "a table",
+        _ => {
+            let kinds = ["integer ", "floating point ", "boolean ", "string ", "character "];
+            let value = kinds.iter().find_map(|kind| found.strip_prefix(kind)).unwrap_or(found);
+            value.strip_suffix(" as i128").or_else(|| value.strip_suffix(" as u128")).unwrap_or(value)
         }
     }
-    message.to_owned()
+}
+
+fn expected_in_words(expected: &str) -> &str {
+    match expected {
+        "a string" | "string" | "str" | "path string" => "a text in quotes",
+        "a sequence" | "sequence" => "a list",
+        "a map" | "map" => "a table",
+        "a boolean" | "bool" => "true or false",
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" | "u64" | "u128" | "usize" => "a whole number that is not negative",
+        "i8" | "i16" | "i32" | "i64" | "i128" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        _ if expected.starts_with("a nonzero") => "a whole number above 0",
+        _ if ["struct ", "enum ", "newtype struct ", "tuple struct "].iter().any(|word| expected.starts_with(word)) => {
+            "a table"
+        }
+        _ => expected,
+    }
 }
 
 fn between<'m>(message: &'m str, start: &str) -> Option<&'m str> {
@@ -110,6 +167,8 @@ mod tests {
                 "true",
                 "expected a table; write a table: tls = { ca = ",
             ),
+            ("destination[0].protocol", "wanted string or table", "5", "invalid type: 5, expected a text in quotes"),
+            ("source.modbus[0]", "missing field `url`", "", "url = \"tcp://192.0.2.10:502\""),
             ("", "missing field `environment`", "", "for example: environment = \"test\""),
             (
                 "source.mqtt[0]",
@@ -118,9 +177,17 @@ mod tests {
                 "did you mean \"listen\"?",
             ),
             ("point[0].type", "unknown variant `uint32`, expected one of `u16`, `u32`", "", "did you mean \"u32\"?"),
+            ("a.proxy", "invalid length 0, expected struct Proxy with 3 elements", "[]", "a table: proxy = { url ="),
+            ("a", "unknown variant `x`, expected `y`", "", "unknown value `x`, expected `y`"),
+            ("a", "invalid type: integer `9` as i128, expected usize", "", "`9`, expected a whole number that is not"),
+            ("a", "invalid type: string \"a, expected b\", expected f64", "", "\"a, expected b\", expected a number"),
+            ("a", "invalid type: sequence, expected path string", "", "a list, expected a text in quotes"),
         ] {
             let said = explain(key, message, written);
-            assert!(said.contains(wanted) && !said.contains("struct"), "{said}");
+            assert!(
+                said.contains(wanted) && !["struct", "sequence", "usize"].iter().any(|word| said.contains(word)),
+                "{said}"
+            );
         }
         for message in ["unknown field `unknown_key`, expected one of `name`, `mask_key`", "is no address"] {
             assert_eq!(explain("a", message, ""), message);

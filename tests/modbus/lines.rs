@@ -245,7 +245,7 @@ fn a_table_that_cannot_be_is_refused_with_file_line_and_point() {
         problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };
     let said = check();
-    assert!(said.contains("devices/t.toml:13: point[2].type: point \"third\": unknown variant `u24`"), "{said}");
+    assert!(said.contains("devices/t.toml:13: point[2].type: point \"third\": unknown value `u24`"), "{said}");
     assert!(said.contains("unit[1].device: \"none\" has no table: there is no "), "{said}");
     std::fs::write(folder.path().join("devices/t.toml"), table.replace("u24", "u16")).expect("written");
     let said = check();

@@ -153,7 +153,7 @@ mod tests {
         check("address = 9\ntype = \"u32\"", "overlaps point \"first\"");
         check("address = 65535\ntype = \"f32\"", "65535 is out of bounds; 0 to 65534");
         check("address = 65536", "65536");
-        check("address = 20\ntype = \"u24\"", "unknown variant `u24`");
+        check("address = 20\ntype = \"u24\"", "unknown value `u24`");
         check("address = 20\nadress = 21", "unknown field `adress`");
         check("address = 89\ntype = \"u32\"", "lies in the hole from 90 to 99");
         check("address = 20\ngroup = \"fast\"", "\"fast\" is not declared; there are \"values\"");

@@ -99,7 +99,7 @@ fn one() -> f64 {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number, or a share in quotes such as \"1%\"")]
 pub(super) enum FileDeadband {
     Number(f64),
     Share(String),
