@@ -162,17 +162,16 @@ impl LaneSender {
         pass.events += 1;
         let order = self.orders.of(event.published);
         let stream = event.published.stream;
-        let sending = Arc::clone(&self.sending);
-        match sending.batch.as_ref().filter(|batch| self.adds_to_batch(batch, stream, order)) {
-            Some(batch) => {
+        match &self.sending.batch {
+            Some(batch) if self.adds_to_batch(batch, stream, order) => {
                 // A batch that the line does not carry within its age would only delay what comes behind it.
                 let line_bytes_max = self.room.share().line().batch_bytes(batch.age.0, pass.now);
                 let bytes_max = (pass.session.limits().packet_bytes_max, line_bytes_max);
                 self.batcher.add(batch, bytes_max, event, (pass.now, order));
                 self.follow(event);
             }
-            None => {
-                let key = key_of_event(event, order, sending.batch.is_some());
+            batch => {
+                let key = key_of_event(event, order, batch.is_some());
                 let mut publish = Publish { key, ..of_event(event, pass.now) };
                 if self.order.must_wait(publish.key, order) {
                     self.order.hold(publish.key, event);
