@@ -38,11 +38,11 @@ struct Plant {
     _folder: tempfile::TempDir,
 }
 
-const BULK_IN_BATCHES: (&str, &str) = ("bulk", "batch = { events = 500, bytes = \"256KiB\", age = \"5s\" }");
+const BULK_IN_BATCHES: (&str, &str) = ("[lane.bulk]", "batch = { events = 500, bytes = \"256KiB\", age = \"5s\" }");
 
 impl Plant {
-    /// `lanes` are further settings of lanes, by their names.
-    fn start(number: u8, case: Case, lanes: &[(&str, &str)]) -> Option<Self> {
+    /// `settings` are further lines of tables, by the header of each.
+    fn start(number: u8, case: Case, settings: &[(&str, &str)]) -> Option<Self> {
         let folder = scratch_folder("narrow");
         let line = SlowLine::start(folder.path(), number, case.spec)?;
         let config = folder.path().join("mosquitto.conf");
@@ -86,10 +86,9 @@ impl Plant {
             std::fs::write(gateway.folder.join(format!("contracts/{name}.toml")), contract).expect("written");
         }
         let mut text = std::fs::read_to_string(gateway.config()).expect("read");
-        for (lane, settings) in lanes {
-            let table = format!("[lane.{lane}]\n");
-            assert!(text.contains(&table), "{text}");
-            text = text.replace(&table, &format!("{table}{settings}\n"));
+        for (table, lines) in settings {
+            assert!(text.contains(table), "{text}");
+            text = text.replace(table, &format!("{table}\n{lines}"));
         }
         std::fs::write(gateway.config(), text).expect("written");
         gateway.run();
@@ -285,7 +284,7 @@ fn plain_small_events_use_the_line() {
 #[test]
 fn the_packets_of_a_lane_carry_its_mark() {
     let spec = LineSpec { kbit_per_second: 50_000.0, delay: Duration::from_millis(5), loss_percent: 0 };
-    let lanes = [("critical", "dscp = 46"), ("bulk", "dscp = 8")];
+    let lanes = [("[lane.critical]", "dscp = 46"), ("[lane.bulk]", "dscp = 8")];
     let Some(plant) = Plant::start(22, Case { spec, is_buffered: false }, &lanes) else { return };
     let mut client = plant.client("state");
     hand_in(&mut client, "state", 0, "");
@@ -302,7 +301,7 @@ fn the_packets_of_a_lane_carry_its_mark() {
 #[test]
 fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {
     let spec = LineSpec { kbit_per_second: 50_000.0, delay: Duration::from_millis(150), loss_percent: 0 };
-    let backlog = ("standard", "batch = \"backlog\"");
+    let backlog = ("[lane.standard]", "batch = \"backlog\"");
     let Some(plant) = Plant::start(21, Case { spec, is_buffered: false }, &[backlog]) else { return };
     let mut client = plant.client("report");
     let text = Random::with_seed(1).text(180);
@@ -345,4 +344,24 @@ fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {
     let times: Vec<Instant> = arrivals.values().map(|(at, _)| *at).collect();
     assert!(times.is_sorted(), "in order, by their numbers");
     assert!(arrivals.values().all(|(_, copies)| *copies == 1), "once");
+}
+
+/// Its pings and reports are all that an idle gateway sends; with a budget the pings are rare. Runs with the long load only.
+#[test]
+fn an_idle_destination_on_a_metered_line_takes_less_than_a_megabyte_a_day() {
+    if seconds_of_load() < 60.0 {
+        return;
+    }
+    let spec = LineSpec { kbit_per_second: 1000.0, delay: Duration::from_millis(20), loss_percent: 0 };
+    let budget = ("[[destination]]", "budget = { day = \"50MB\" }");
+    let Some(plant) = Plant::start(23, Case { spec, is_buffered: false }, &[budget]) else { return };
+    // What follows the start is sent by then.
+    std::thread::sleep(Duration::from_secs(20));
+    let (start, before) = (Instant::now(), plant.line.carried());
+    std::thread::sleep(Duration::from_secs(660));
+    let bytes = (plant.line.carried() - before) as f64;
+    let a_day = bytes / start.elapsed().as_secs_f64() * 86_400.0;
+    println!("{bytes} bytes of packets in eleven minutes, {:.2} MB a day", a_day / 1e6);
+    assert!(a_day <= 1e6, "{:.2} MB a day", a_day / 1e6);
+    assert!(bytes > 0.0, "nothing was sent: the line is not alive");
 }

@@ -103,6 +103,7 @@ fn the_real_odoo_is_spared_while_nothing_happens() {
     let mut plant = real.plant("odoo-spared", "", "");
     let config = std::fs::read_to_string(plant.gateway.config()).expect("read");
     std::fs::write(plant.gateway.config(), config.replace("every = \"2s\"", "every = \"30s\"")).expect("written");
+    plant.gateway.as_the_unit_sets_it();
     let start = Instant::now();
     plant.gateway.run();
     plant.await_problem_for("", Duration::from_secs(300));
