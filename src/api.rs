@@ -30,8 +30,8 @@ pub use journal::{
 };
 pub use letters::{DeadLetterState, DeadLetterStatus, Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
 pub use operation::{
-    AuditEntry, DeviceStatus, HealthCheck, ListedDevice, OdooLoad, OdooLoadAnswer, OdooLoadRequest, PointStatus,
-    ReloadAnswer, TailEvent, UnitStatus,
+    AuditEntry, DeviceRefusal, DeviceStatus, HealthCheck, ListedDevice, OdooLoad, OdooLoadAnswer, OdooLoadRequest,
+    PointStatus, ReloadAnswer, TailEvent, UnitStatus,
 };
 pub use replay::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 pub use status::{

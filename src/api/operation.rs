@@ -90,12 +90,25 @@ pub struct DeviceStatus {
     pub last_event: Option<String>,
     /// Publishes, subscriptions and connections that were refused since the gateway started.
     pub refused: u64,
+    /// The newest of them.
+    pub last_refusal: Option<DeviceRefusal>,
     /// Events that became dead letters on the way in.
     pub dead: u64,
     /// Repeats that the id of the contract or MQTT's redelivery revealed.
     pub duplicates: u64,
     /// Seconds that its clock is ahead of the gateway's, by its newest event with a time of its own.
     pub clock_offset: Option<f64>,
+}
+
+/// What a device was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRefusal {
+    /// RFC 3339.
+    pub at: String,
+    /// Topic or filter; at most 128 bytes.
+    pub what: String,
+    /// The cause, and the rule that would allow it; at most 256 bytes.
+    pub why: String,
 }
 
 /// A device in the list of devices.

@@ -202,6 +202,10 @@ fn a_proven_name_has_its_own_topics_whatever_its_client_id() {
     }
     let log = plant.gateway.log();
     assert!(log.contains("no rule (acl) lets"), "the log says why: {log}");
+    let shown = plant.gateway.command(&["devices", "CONFIG"]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let is_told = shown.lines().any(|line| line.contains("18 refusals, the last one") && line.contains("rule (acl)"));
+    assert!(is_told, "devices say what was refused and why: {shown}");
 }
 
 /// With rules and anonymous clients on one listener, a user name that nobody had checked had the rules of that name.

@@ -6,6 +6,8 @@ use crate::setting::grouped as number;
 
 /// Points without a value that are shown; `--json` shows all.
 const POINTS_SHOWN: usize = 50;
+/// Clients whose last refusal is shown; `--json` shows all.
+const REFUSED_SHOWN: usize = 10;
 /// Characters of a reason in a table; `--json` shows all.
 const REASON_SHOWN: usize = 80;
 
@@ -20,6 +22,7 @@ pub(in super::super) fn devices(devices: &[ListedDevice], is_coloured: bool) -> 
     let mut parts = Vec::new();
     if !connected.is_empty() {
         parts.push(clients(&connected, is_coloured));
+        parts.extend(refusals(&connected));
     }
     if !polled.is_empty() {
         parts.push(units(&polled, is_coloured));
@@ -30,6 +33,23 @@ pub(in super::super) fn devices(devices: &[ListedDevice], is_coloured: bool) -> 
     } else {
         parts.join("\n")
     }
+}
+
+/// The last refusals, the newest first.
+fn refusals(devices: &[&DeviceStatus]) -> Option<String> {
+    let mut refused: Vec<_> =
+        devices.iter().filter_map(|device| Some((device, device.last_refusal.as_ref()?))).collect();
+    refused.sort_by(|(_, one), (_, other)| other.at.cmp(&one.at));
+    let lines = refused.iter().take(REFUSED_SHOWN).map(|(device, last)| {
+        let topic = if last.what.is_empty() { String::new() } else { format!(" \"{}\"", last.what) };
+        let (client, times, ago) = (&device.client, counted(device.refused as usize, "refusal"), age(&last.at));
+        format!("{client}: {times}, the last one {ago} ago:{topic} {}\n", last.why)
+    });
+    let mut text: String = lines.collect();
+    if refused.len() > REFUSED_SHOWN {
+        text.push_str(&format!("and {}; --json lists all\n", counted(refused.len() - REFUSED_SHOWN, "more client")));
+    }
+    (!refused.is_empty()).then_some(text)
 }
 
 fn units(units: &[&UnitStatus], is_coloured: bool) -> String {

@@ -1,14 +1,14 @@
 //! Status of each device, for the diagnosis of clients that misbehave.
 
 use super::registry::Key;
-use crate::api::DeviceStatus;
+use crate::api::{DeviceRefusal, DeviceStatus};
 use crate::clock;
 use crate::contract::Sender;
 use crate::event::{AuthType, Timestamp};
 use crate::ingest::Submitted;
 use crate::memory::{Budget, Permit};
 use crate::sources::identity::Identity;
-use crate::telemetry::{Counter, Gauge};
+use crate::telemetry::{Counter, Gauge, shown};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,8 +18,12 @@ use std::time::Instant;
 
 /// Number of devices that are kept; beyond it, the one that is disconnected and silent for longest is removed.
 const DEVICES_MAX: usize = 20_000;
-/// Bytes of a device: its counters, and names of at most 256 bytes each.
-const DEVICE_BYTES: usize = 1024;
+/// Bytes of a device: its counters, names of at most 256 bytes each, and its last refusal.
+const DEVICE_BYTES: usize = 1280;
+/// Bytes that are kept of a refused topic.
+const REFUSED_BYTES_MAX: usize = 128;
+/// Bytes that are kept of the cause.
+const WHY_BYTES_MAX: usize = 256;
 /// Marks a clock offset that is not known yet.
 const UNSEEN: i64 = i64::MIN;
 
@@ -35,6 +39,7 @@ pub struct Device {
     pub redelivered: Counter,
     /// Publishes, subscriptions and connections that were refused.
     pub refused: Counter,
+    last_refusal: Mutex<Option<LastRefusal>>,
     /// Microseconds since 1970.
     last_event: Gauge,
     /// Microseconds that its clock is ahead, by the newest event with a time of its own.
@@ -54,6 +59,13 @@ pub(super) struct LastSeen {
     connected: Option<(Instant, Timestamp)>,
     /// Publishes that had arrived when it connected.
     received_before: u64,
+}
+
+#[derive(Clone, Debug)]
+struct LastRefusal {
+    at: Timestamp,
+    what: String,
+    why: String,
 }
 
 /// The devices of one listener.
@@ -144,6 +156,7 @@ impl Device {
             dead: Counter::default(),
             redelivered: Counter::default(),
             refused: Counter::default(),
+            last_refusal: Mutex::default(),
             last_event: Gauge::default(),
             clock_offset: AtomicI64::new(UNSEEN),
             _permit: permit,
@@ -162,6 +175,21 @@ impl Device {
     /// Notes that it is disconnected.
     pub fn gone(&self) {
         self.who().connected = None;
+    }
+
+    /// Counts something that was refused. `what` is a topic or a filter.
+    pub(super) fn note_refusal(&self, what: &str, why: &str) {
+        self.refused.add(1);
+        let at = Timestamp::from(clock::wall());
+        let mut last = self.last_refusal.lock();
+        let last = last.get_or_insert_with(|| LastRefusal { at, what: String::new(), why: String::new() });
+        last.at = at;
+        // The strings of a refusal that is repeated are kept.
+        for (known, new, bytes_max) in [(&mut last.what, what, REFUSED_BYTES_MAX), (&mut last.why, why, WHY_BYTES_MAX)]
+        {
+            known.clear();
+            known.push_str(&new[..new.floor_char_boundary(bytes_max)]);
+        }
     }
 
     pub fn note_publish(&self, time: Timestamp) {
@@ -199,6 +227,11 @@ impl Device {
             received,
             last_event: (received > 0).then(|| Timestamp(self.last_event.value() as i64).to_string()),
             refused: self.refused.value(),
+            last_refusal: self.last_refusal.lock().clone().map(|last| DeviceRefusal {
+                at: last.at.to_string(),
+                what: shown(&last.what).into_owned(),
+                why: shown(&last.why).into_owned(),
+            }),
             dead: self.dead.value(),
             duplicates: self.redelivered.value() + duplicates(&self.client),
             clock_offset: (offset != UNSEEN).then(|| offset as f64 / 1e6),

@@ -206,7 +206,7 @@ impl ListenerState {
 
     /// Counts, logs and reports an action that a client has no right to.
     pub(super) fn count_refused(&self, device: &Device, cause: Cause, what: &str, why: &str) {
-        device.refused.add(1);
+        device.note_refusal(what, why);
         let who = device.last_seen();
         let (peer, attempt) = (who.peer, Attempt { sender: who.sender(&device.client), what });
         self.report(peer, cause, attempt, why);
@@ -219,7 +219,7 @@ impl ListenerState {
 
     /// Counts and logs a request of a client that exceeds a limit.
     pub(super) fn refuse_client(&self, device: &Device, topic: &str, reason: Refusal, why: &str) {
-        device.refused.add(1);
+        device.note_refusal(topic, why);
         self.stats.refuse(reason);
         if let Some(held_back) = self.refusals.allow(clock::instant()) {
             let who = device.last_seen();
