@@ -211,7 +211,7 @@ fn print_introduction(plan: &Plan, folder: &Path, surroundings: &GatewayNames, l
     say!("in {shown}/data and delivers them over TLS to a central broker on port {central}.\n");
     say!("Inspect it from another terminal:");
     say!(
-        "  mosquitto_sub --cafile {shown}/ca.pem -h localhost -p {central} -v -t '{}/{}/#'",
+        "  mosquitto_sub --cafile {shown}/ca.pem -h 127.0.0.1 -p {central} -v -t '{}/{}/#'",
         surroundings.environment,
         surroundings.site
     );

@@ -354,6 +354,22 @@ fn dead_letters_that_are_decided_are_not_counted_and_are_listed_on_request_only(
     assert!(!run(&["status"]).contains("dead letters: "), "{}", run(&["status"]));
 }
 
+/// The command reads 10,000 letters at a time, and once counted no more.
+#[test]
+fn letters_are_counted_by_their_reason_however_many_there_are() {
+    const COUNT: u16 = 10_003;
+    let gateway = Gateway::start("many-letters", "");
+    let (mut client, _) = crate::common::client::Client::connect(gateway.address, &Default::default());
+    for id in 1..=COUNT {
+        client.send(&crate::common::client::publish(true, 1, id, "lost/a", &[], b"no JSON"));
+    }
+    let dead = |status: &serde_json::Value| status["dead"]["held"].as_u64() == Some(COUNT.into());
+    gateway.await_status("all are dead letters", Duration::from_secs(60), dead);
+    let counted = said(&gateway.command(&["dead", "list", "--by", "reason", "--json", "CONFIG"]));
+    let counts: serde_json::Value = serde_json::from_str(&counted).expect("JSON");
+    assert_eq!((counts.as_array().map(Vec::len), &counts[0]["count"]), (Some(1), &COUNT.into()), "{counts}");
+}
+
 #[test]
 fn the_settings_are_shown_with_line_default_and_meaning() {
     let folder = scratch_folder("settings");

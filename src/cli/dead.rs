@@ -150,8 +150,7 @@ pub(super) fn run(command: Dead) -> anyhow::Result<ExitCode> {
 }
 
 fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
-    // A count is of all letters, not of those that a page shows.
-    let limit = if args.by.is_some() { 10_000 } else { args.limit };
+    let limit = if args.by.is_some() { PAGE } else { args.limit };
     let mut path = format!("/dead?limit={limit}");
     let mut push = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -168,39 +167,58 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     push("stage", stage.map(|stage| name(stage).to_owned()));
     push("since", since.map(|time| time.to_string()));
     push("until", until.map(|time| time.to_string()));
-    let letters: Vec<Letter> = ask(&args.at, &path)?;
-    match args.by {
-        None => print(&args.at, &letters, |letters, is_coloured| show::letters(letters, is_coloured)),
-        Some(by) => {
-            print(&args.at, &counts(&letters, by), |counts, is_coloured| show::letter_counts(counts, is_coloured))
+    let Some(by) = args.by else {
+        let letters: Vec<Letter> = ask(&args.at, &path)?;
+        return print(&args.at, &letters, |letters, is_coloured| show::letters(letters, is_coloured));
+    };
+    let mut counts = Counts::default();
+    let mut from = 1;
+    loop {
+        let letters: Vec<Letter> = ask(&args.at, &format!("{path}&from={from}"))?;
+        counts.add(&letters, by);
+        match letters.last() {
+            Some(last) if letters.len() as u64 == PAGE => from = last.id + 1,
+            _ => break,
         }
     }
+    print(&args.at, &counts.by_frequency(), |counts, is_coloured| show::letter_counts(counts, is_coloured))
 }
 
-/// Counts letters by what they have in common, the most frequent first.
-fn counts(letters: &[Letter], by: LetterGroup) -> Vec<show::LetterCount> {
-    let mut found: BTreeMap<&str, show::LetterCount> = BTreeMap::new();
-    for letter in letters {
-        let what = match by {
-            LetterGroup::Reason => &letter.reason,
-            LetterGroup::Stream => &letter.stream,
-            LetterGroup::Sender => &letter.origin,
-        };
-        let new = || show::LetterCount {
-            what: what.clone(),
-            count: 0,
-            first: letter.id,
-            last: letter.id,
-            recorded: String::new(),
-        };
-        let known = found.entry(what).or_insert_with(new);
-        known.count += 1;
-        known.last = letter.id;
-        known.recorded.clone_from(&letter.recorded);
+/// Letters that are asked for at once while all are counted.
+const PAGE: u64 = 10_000;
+
+/// Letters, counted by what they have in common.
+#[derive(Default)]
+struct Counts(BTreeMap<String, show::LetterCount>);
+
+impl Counts {
+    fn add(&mut self, letters: &[Letter], by: LetterGroup) {
+        for letter in letters {
+            let what = match by {
+                LetterGroup::Reason => &letter.reason,
+                LetterGroup::Stream => &letter.stream,
+                LetterGroup::Sender => &letter.origin,
+            };
+            let new = || show::LetterCount {
+                what: what.clone(),
+                count: 0,
+                first: letter.id,
+                last: letter.id,
+                recorded: String::new(),
+            };
+            let known = self.0.entry(what.clone()).or_insert_with(new);
+            known.count += 1;
+            known.last = letter.id;
+            known.recorded.clone_from(&letter.recorded);
+        }
     }
-    let mut counts: Vec<_> = found.into_values().collect();
-    counts.sort_by_key(|one| std::cmp::Reverse(one.count));
-    counts
+
+    /// The most frequent first.
+    fn by_frequency(self) -> Vec<show::LetterCount> {
+        let mut counts: Vec<_> = self.0.into_values().collect();
+        counts.sort_by_key(|one| std::cmp::Reverse(one.count));
+        counts
+    }
 }
 
 fn decide(choice: LetterArgs, word: &str, done: &str) -> anyhow::Result<ExitCode> {
