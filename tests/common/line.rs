@@ -62,7 +62,8 @@ impl SlowLine {
             return None;
         }
         let process = std::process::id();
-        let (net, half) = ((process % 100) as u8 + 100, number * 2);
+        let half = number * 2;
+        let net = free_net((process % 150) as u8 + 100, half);
         let at = |part: u8, host: u8| Ipv4Addr::new(10, net, half + part, host);
         let namespace = format!("fb{}n{number}", process % 100_000);
         ip(&format!("netns add {namespace}"));
@@ -199,6 +200,15 @@ impl Drop for SlowLine {
         is_done(&format!("link del {}v", self.namespace));
         is_done(&format!("netns del {}", self.namespace));
     }
+}
+
+/// Returns the first second byte of an address, from `first` on, that no interface has: another test may have the same
+/// number, and one that was killed leaves its interfaces behind.
+fn free_net(first: u8, half: u8) -> u8 {
+    let shown = Command::new("ip").args(["-o", "-4", "addr"]).output().expect("ip runs; apt-get install iproute2");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let is_free = |net: &u8| [half, half + 1].iter().all(|part| !shown.contains(&format!("inet 10.{net}.{part}.")));
+    (first..=u8::MAX).chain(100..first).find(is_free).expect("a free network")
 }
 
 fn is_done(arguments: &str) -> bool {

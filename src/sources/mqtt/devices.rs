@@ -138,6 +138,12 @@ impl Devices {
     }
 }
 
+/// Returns at most `bytes_max` bytes of a text.
+fn start(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=text.len().min(bytes_max)).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
+}
+
 impl LastSeen {
     /// Returns the sender of events under this client id.
     pub(super) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
@@ -188,7 +194,7 @@ impl Device {
         for (known, new, bytes_max) in [(&mut last.what, what, REFUSED_BYTES_MAX), (&mut last.why, why, WHY_BYTES_MAX)]
         {
             known.clear();
-            known.push_str(&new[..new.floor_char_boundary(bytes_max)]);
+            known.push_str(start(new, bytes_max));
         }
     }
 
