@@ -117,12 +117,19 @@ fn a_relative_configuration_has_its_socket_beside_it() {
         .stderr(Stdio::null())
         .spawn()
         .expect("starts");
-    crate::common::await_port(gateway.address);
-    let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
-        .current_dir(&gateway.folder)
-        .args(["status", "--config", "conf/forebay.toml"])
-        .output()
-        .expect("runs");
+    let start = Instant::now();
+    let output = loop {
+        let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .current_dir(&gateway.folder)
+            .args(["status", "--config", "conf/forebay.toml"])
+            .output()
+            .expect("runs");
+        // The listener is there a moment before the socket of the commands.
+        if output.status.success() || start.elapsed() > Duration::from_secs(20) {
+            break output;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
     crate::common::end(&mut child);
     gateway.stop();
     assert!(output.status.success(), "{}", said(&output));
