@@ -204,3 +204,27 @@ fn tests_say_in_one_place_that_they_are_not_run() {
     }
     walk(&source::root().join("tests"));
 }
+
+/// Scripts read versions and formats from sources. One named a file that had moved, and no package could be built.
+#[test]
+fn files_that_scripts_read_are_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut scripts = vec![root.join("tests/run"), root.join(".ci/run")];
+    for folder in ["cross", "tests/package", "tests/odoo", "systemd"] {
+        let found = std::fs::read_dir(root.join(folder)).expect("a folder");
+        scripts.extend(found.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file()));
+    }
+    let (mut missing, mut count) = (Vec::new(), 0);
+    for script in scripts {
+        let text = std::fs::read_to_string(&script).unwrap_or_default();
+        let words = text.split(|letter: char| letter.is_whitespace() || "'\"`();".contains(letter));
+        for word in words.filter(|word| word.starts_with("src/") && word.ends_with(".rs")) {
+            count += 1;
+            if !root.join(word).is_file() {
+                missing.push(format!("{}: {word}", script.display()));
+            }
+        }
+    }
+    assert!(count > 0, "no script names a source");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
