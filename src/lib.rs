@@ -18,7 +18,6 @@ pub mod gateway;
 pub mod admin;
 pub mod config;
 
-pub mod command;
 pub mod ledger;
 pub mod survival;
 pub mod timekeeper;
