@@ -34,6 +34,12 @@ pub fn safe(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Returns the start of a text: at most `bytes_max` bytes, and whole characters.
+pub fn start(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=text.len().min(bytes_max)).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
+}
+
 /// Appends a character percent-encoded.
 pub fn push_escaped(out: &mut String, character: char) {
     for byte in character.encode_utf8(&mut [0; 4]).bytes() {

@@ -5,7 +5,7 @@
 
 use super::cause::Cause;
 use crate::contract::Sender;
-use crate::event::{AuthType, Timestamp};
+use crate::event::{AuthType, Timestamp, text};
 use crate::origin::Origin;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -57,11 +57,7 @@ impl Report<'_> {
 
 /// Truncates a text that a peer chose.
 fn cut(text: &str) -> &str {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    text::start(text, TEXT_BYTES_MAX)
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -3,6 +3,7 @@
 //! Promise: they take at most [`RECENT_BYTES_MAX`], whatever is logged.
 
 use super::escape::shown;
+use crate::event::text;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{Result, Write};
@@ -31,11 +32,10 @@ impl Write for Recent {
     fn write(&mut self, line: &[u8]) -> Result<usize> {
         let text = String::from_utf8_lossy(line);
         let text = shown(text.trim_end_matches('\n'));
-        let most = text.len().min(RECENT_BYTES_MAX / 8);
-        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        let kept = text::start(&text, RECENT_BYTES_MAX / 8);
         let mut recent = LINES.lock();
-        recent.bytes += end;
-        recent.lines.push_back(text[..end].into());
+        recent.bytes += kept.len();
+        recent.lines.push_back(kept.into());
         while recent.bytes > RECENT_BYTES_MAX {
             let Some(oldest) = recent.lines.pop_front() else { break };
             recent.bytes -= oldest.len();

@@ -4,6 +4,7 @@
 //! item is checked before it is written.
 
 use crate::contract::push_json_string;
+use crate::event::text;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
@@ -66,8 +67,8 @@ impl Output {
         self.raw("\"");
         let mut rest = text;
         while !rest.is_empty() && !self.is_over {
-            let end = (0..=rest.len().min(PIECE_BYTES)).rev().find(|end| rest.is_char_boundary(*end));
-            let (piece, behind) = rest.split_at(end.unwrap_or(rest.len()));
+            let piece = text::start(rest, PIECE_BYTES);
+            let behind = &rest[piece.len()..];
             let mut escaped = Vec::with_capacity(2 * PIECE_BYTES);
             push_json_string(&mut escaped, piece);
             // Without the quotation marks of the piece.

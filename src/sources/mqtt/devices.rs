@@ -4,7 +4,7 @@ use super::registry::Key;
 use crate::api::{DeviceRefusal, DeviceStatus};
 use crate::clock;
 use crate::contract::Sender;
-use crate::event::{AuthType, Timestamp};
+use crate::event::{AuthType, Timestamp, text};
 use crate::ingest::Submitted;
 use crate::memory::{Budget, Permit};
 use crate::sources::identity::Identity;
@@ -138,12 +138,6 @@ impl Devices {
     }
 }
 
-/// Returns at most `bytes_max` bytes of a text.
-fn start(text: &str, bytes_max: usize) -> &str {
-    let end = (0..=text.len().min(bytes_max)).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or_default()]
-}
-
 impl LastSeen {
     /// Returns the sender of events under this client id.
     pub(super) fn sender<'a>(&'a self, client: &'a str) -> Sender<'a> {
@@ -186,16 +180,9 @@ impl Device {
     /// Counts something that was refused. `what` is a topic or a filter.
     pub(super) fn note_refusal(&self, what: &str, why: &str) {
         self.refused.add(1);
-        let at = Timestamp::from(clock::wall());
-        let mut last = self.last_refusal.lock();
-        let last = last.get_or_insert_with(|| LastRefusal { at, what: String::new(), why: String::new() });
-        last.at = at;
-        // The strings of a refusal that is repeated are kept.
-        for (known, new, bytes_max) in [(&mut last.what, what, REFUSED_BYTES_MAX), (&mut last.why, why, WHY_BYTES_MAX)]
-        {
-            known.clear();
-            known.push_str(start(new, bytes_max));
-        }
+        let (what, why) = (text::start(what, REFUSED_BYTES_MAX), text::start(why, WHY_BYTES_MAX));
+        let last = LastRefusal { at: Timestamp::from(clock::wall()), what: what.to_owned(), why: why.to_owned() };
+        *self.last_refusal.lock() = Some(last);
     }
 
     pub fn note_publish(&self, time: Timestamp) {
