@@ -2,6 +2,7 @@
 //!
 //! Invariant: a message names no type of Rust.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Example values of required settings, by the last part of their key.
@@ -31,14 +32,13 @@ const EXAMPLES_IN: [(&str, &str, &str); 3] = [
 ];
 
 /// Tables that a text or a truth value often stands for, by the last part of their key.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 3] = [
     (
         "tls",
         "{ ca = \"ca.pem\" } for a connection, with cert and key if the server wants a client certificate; { cert = \"gateway.pem\", key = \"gateway.key\" } for a listener",
     ),
     ("proxy", "{ url = \"http://proxy:3128\" }"),
     ("budget", "{ day = \"50MB\" }"),
-    ("batch", "{ bytes = \"64KiB\" }"),
 ];
 
 /// Least similarity of two names that one is suggested for the other.
@@ -52,18 +52,14 @@ pub(super) fn example(name: &str) -> Option<&'static str> {
 /// Adds a hint to the message about a value. `written` is the value in the file.
 pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
-    // Words of the TOML library about a text that names one of several values.
-    if message.starts_with("wanted ") {
-        return format!("invalid type: {written}, expected a text in quotes");
-    }
+    let message = &as_wrong_type(message, written);
     let mut out = in_plain_words(message);
-    let is_no_table = message.contains("expected struct");
     if message.starts_with("invalid type: map, expected a sequence") {
         let _ = write!(out, "; write [[{key}]] with two brackets: there may be several");
     } else if message.contains("expected a sequence") {
         let one = if written.starts_with('"') { written } else { "\"…\"" };
         let _ = write!(out, "; write {last} = [{one}]");
-    } else if is_no_table && ["invalid type", "invalid length"].iter().any(|kind| message.starts_with(kind)) {
+    } else if message.starts_with("invalid type") && message.contains("expected struct") {
         let table = TABLES.iter().find(|(known, _)| *known == last).map_or("{ … }", |(_, table)| *table);
         let _ = write!(out, "; write a table: {last} = {table}");
     } else if let Some(name) = between(message, "missing field `") {
@@ -77,13 +73,22 @@ pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
     out
 }
 
+/// Gives a wrong type one form: the TOML library has words of its own for a list in place of a table, and for what is no
+/// text where one of several values is expected.
+fn as_wrong_type<'m>(message: &'m str, written: &str) -> Cow<'m, str> {
+    match message.split_once(", expected ") {
+        Some((start, table)) if start.starts_with("invalid length") && table.starts_with("struct ") => {
+            format!("invalid type: sequence, expected {table}").into()
+        }
+        _ if message.starts_with("wanted ") => format!("invalid type: {written}, expected a string").into(),
+        _ => message.into(),
+    }
+}
+
 /// Replaces the words of the library: it names types of Rust, and calls a list a sequence and a table a map.
 fn in_plain_words(message: &str) -> String {
     if let Some(rest) = message.strip_prefix("unknown variant ") {
         return format!("unknown value {rest}");
-    }
-    if message.starts_with("invalid length") && message.contains("expected struct") {
-        return "invalid type: a list, expected a table".to_owned();
     }
     let Some((kind, rest)) = ["invalid type", "invalid value"]
         .iter()
