@@ -8,7 +8,7 @@ use crate::sources::SourceTables;
 use crate::telemetry::Logging;
 use crate::watch;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, MapAccess, Visitor};
+use serde::de::{Error, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -112,11 +112,8 @@ fn batch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Batch>, D:
         }
 
         fn visit_str<E: Error>(self, word: &str) -> Result<Batch, E> {
-            match word {
-                "backlog" => Ok(Batch::new(BatchWhen::Backlog)),
-                "always" => Ok(Batch::new(BatchWhen::Always)),
-                _ => Err(E::unknown_variant(word, &["backlog", "always"])),
-            }
+            let when = BatchWhen::deserialize(word.into_deserializer())?;
+            Ok(Batch { when, ..Batch::default() })
         }
 
         fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Batch, A::Error> {

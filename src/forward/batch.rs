@@ -17,7 +17,7 @@ pub const BATCH: &str = "application/cloudevents-batch+json";
 pub const BATCH_ZSTD: &str = "application/cloudevents-batch+json+zstd";
 /// Bytes of a publish that are reserved for topic, content type and properties.
 const OVERHEAD_BYTES: usize = 2048;
-/// What these usually take.
+/// Bytes that topic, content type and properties usually take.
 const USUAL_OVERHEAD_BYTES: usize = 256;
 
 /// A batch to which events are still added.
@@ -85,10 +85,10 @@ impl Batcher {
         self.list.iter().chain(&self.ready).any(|batch| batch.stream == stream)
     }
 
-    /// Closes the batches that may be sent; returns whether there is one.
-    pub(super) fn close_all(&mut self, may_send: impl Fn(&OpenBatch) -> bool) -> bool {
+    /// Closes the open batches that are due; returns whether there is one.
+    pub(super) fn close(&mut self, is_due: impl Fn(&OpenBatch) -> bool) -> bool {
         let before = self.ready.len();
-        while let Some(index) = self.list.iter().position(&may_send) {
+        while let Some(index) = self.list.iter().position(&is_due) {
             self.ready.push_back(self.list.swap_remove(index));
         }
         self.ready.len() > before
@@ -149,10 +149,7 @@ impl Batcher {
 
     /// Moves the batches that have reached their age limit to `ready`.
     pub(super) fn close_aged(&mut self, batch: &Batch, now: Instant) {
-        let is_aged = |known: &OpenBatch| now.saturating_duration_since(known.since) >= batch.age.0;
-        while let Some(index) = self.list.iter().position(is_aged) {
-            self.ready.push_back(self.list.swap_remove(index));
-        }
+        self.close(|known| now.saturating_duration_since(known.since) >= batch.age.0);
     }
 
     /// Time until the next open batch reaches its age limit.

@@ -308,8 +308,11 @@ impl Forwarder {
             let may_backfill = self.sender.has_room(window - window / 4, pass.output);
             let Self { reader, sender, .. } = self;
             match reader.next(may_backfill, |event: Outgoing<'_>| sender.send(&event, &mut pass)) {
-                Next::Nothing if !reader.has_more() && sender.end_backlog() => {}
-                Next::Nothing => break,
+                Next::Nothing => {
+                    if reader.has_more() || !sender.end_backlog() {
+                        break;
+                    }
+                }
                 Next::Skipped => {}
                 Next::Event => allowed -= 1,
                 Next::NotOwed(offset, stream) => not_owed.push((offset, stream, Outcome::NotOwed)),

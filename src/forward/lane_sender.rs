@@ -203,7 +203,7 @@ impl LaneSender {
         self.is_behind = false;
         let is_for_backlog = self.sending.batch.as_ref().is_some_and(|batch| batch.when == BatchWhen::Backlog);
         let Self { batcher, order, .. } = self;
-        is_for_backlog && batcher.close_all(|batch| !order.must_wait(key_of_open(batch), batch.order))
+        is_for_backlog && batcher.close(|batch| !order.must_wait(key_of_open(batch), batch.order))
     }
 
     fn follow(&mut self, event: &Outgoing<'_>) {
@@ -316,8 +316,8 @@ fn key_of_open(batch: &OpenBatch) -> Key {
 /// another one.
 fn key_of_event(event: &Outgoing<'_>, order: Order, has_batches: bool) -> Key {
     match order {
-        Order::Key | Order::Strict if has_batches => key_of_batch(event.published.stream),
         Order::None => key_of_none(event.offset),
+        Order::Key | Order::Strict if has_batches => key_of_batch(event.published.stream),
         Order::Key | Order::Strict => key_of(event.published.stream, event.record.key),
     }
 }

@@ -50,27 +50,26 @@ pub enum CatchUp {
 
 /// Limits of a batch: many events in one publish.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Batch {
-    #[serde(default)]
     pub when: BatchWhen,
-    #[serde(default = "batch_events")]
     pub events: usize,
     /// Largest payload in bytes, before compression.
-    #[serde(default = "batch_bytes")]
     pub bytes: Bytes,
     /// Longest wait of the first event for further ones.
-    #[serde(default = "batch_age")]
     pub age: Span,
-    #[serde(default)]
     pub compression: Compression,
 }
 
-impl Batch {
-    /// The default limits.
-    pub fn new(when: BatchWhen) -> Self {
-        let (events, bytes, age) = (batch_events(), batch_bytes(), batch_age());
-        Self { when, events, bytes, age, compression: Compression::default() }
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            when: BatchWhen::default(),
+            events: 500,
+            bytes: Bytes(256 << 10),
+            age: Span(Duration::from_secs(5)),
+            compression: Compression::default(),
+        }
     }
 }
 
@@ -91,18 +90,6 @@ pub enum Compression {
     None,
     /// zstd, with MQTT 5 only: the content type property announces it.
     Zstd,
-}
-
-fn batch_events() -> usize {
-    500
-}
-
-fn batch_bytes() -> Bytes {
-    Bytes(256 << 10)
-}
-
-fn batch_age() -> Span {
-    Span(Duration::from_secs(5))
 }
 
 /// Rate limits; `None` for no limit.
