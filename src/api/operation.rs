@@ -100,7 +100,7 @@ pub struct DeviceStatus {
     pub clock_offset: Option<f64>,
 }
 
-/// What a device was refused.
+/// The newest refusal of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRefusal {
     /// RFC 3339.

@@ -15,6 +15,9 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Most letters in one answer of the gateway.
+const PAGE: u64 = 10_000;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Dead {
     /// List the newest dead letters that wait for a decision
@@ -46,7 +49,7 @@ pub(super) enum Dead {
 )]
 pub(super) struct ListArgs {
     /// Maximum number of letters to print
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=PAGE))]
     limit: u64,
     /// Also letters that are delivered, taken in or discarded already
     #[arg(long)]
@@ -183,9 +186,6 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     }
     print(&args.at, &counts.by_frequency(), |counts, is_coloured| show::letter_counts(counts, is_coloured))
 }
-
-/// Letters that are asked for at once while all are counted.
-const PAGE: u64 = 10_000;
 
 /// Letters, counted by what they have in common.
 #[derive(Default)]
