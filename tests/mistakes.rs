@@ -56,7 +56,7 @@ fn problems(file: &str) -> Vec<serde_json::Value> {
 fn fault(problem: &serde_json::Value, key: &str) -> Option<String> {
     let message = problem["message"].as_str().expect("a message");
     let is_foreign = |word: &str| FOREIGN.contains(&word);
-    // What stands in quotes are values of the file, or allowed ones.
+    // Quotes enclose values of the file, or allowed ones.
     let own = message.split(['"', '`']).step_by(2).collect::<String>();
     if let Some(word) = own.split(|letter: char| !letter.is_alphanumeric()).find(|word| is_foreign(word)) {
         return Some(format!("it says \"{word}\""));

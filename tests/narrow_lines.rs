@@ -124,7 +124,7 @@ fn hand_in(client: &mut Client, kind: &str, number: usize, text: &str) -> String
 }
 
 /// Time of the load.
-fn seconds_of_load() -> f64 {
+fn load_seconds() -> f64 {
     std::env::var("FOREBAY_LINE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5.0)
 }
 
@@ -132,7 +132,7 @@ fn seconds_of_load() -> f64 {
 fn load(number: u8, case: Case) -> Option<(String, Vec<String>)> {
     let Case { spec, .. } = case;
     let plant = Plant::start(number, case, &[BULK_IN_BATCHES])?;
-    let seconds = seconds_of_load();
+    let seconds = load_seconds();
     let bytes_per_second = spec.kbit_per_second * 1000.0 / 8.0;
     let large = if spec.kbit_per_second < 20.0 { 8_000 } else { 64_000 };
     // A sample takes some 600 bytes in a batch.
@@ -190,8 +190,10 @@ fn judge(
     let delay = spec.delay.as_secs_f64();
     let with_loss = if spec.loss_percent > 0 { 3.0 * 2.0 * delay } else { 0.0 };
     let allowed = delay + 2.0 + spec.seconds(3.0 * 1400.0) + with_loss;
-    // The percentile of a few events is the second worst of them, which a short load decides by its beginning.
-    let is_judged = seconds_of_load() >= 60.0;
+    // Two retransmissions in a row decide the percentile of a few events, and so does the large event on the slowest line,
+    // which it takes for seven seconds. The long load judges these too.
+    let is_decided_by_few = spec.loss_percent > 0 || spec.kbit_per_second < 10.0;
+    let is_judged = !is_decided_by_few || late.len() >= 30;
     let repeated = arrivals.values().filter(|(_, count)| *count > 1).count();
     let log = plant.gateway.log();
     let downs: Vec<&str> = log.lines().filter(|line| line.contains("link down")).collect();
@@ -260,7 +262,7 @@ fn narrow_lines_carry_all_lanes_without_a_reconnect() {
 fn plain_small_events_use_the_line() {
     let spec = LineSpec { kbit_per_second: 64.0, delay: Duration::from_millis(50), loss_percent: 0 };
     let Some(plant) = Plant::start(20, Case { spec, is_buffered: false }, &[BULK_IN_BATCHES]) else { return };
-    let seconds = seconds_of_load();
+    let seconds = load_seconds();
     let mut client = plant.client("report");
     let text = Random::with_seed(1).text(180);
     let count = ((seconds + 4.0) * 8000.0 / 500.0) as usize;
@@ -317,7 +319,7 @@ fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {
         await_arrived(number + 1);
     }
     assert_eq!(plant.batched.load(Ordering::Relaxed), 0, "live events arrive alone");
-    // The load goes on until the backlog of the beginning is gone, in which the rate of the line is found.
+    // The gateway measures the rate of the line while a first backlog grows. The load continues until that one is gone.
     let (start, mut count, mut lag_max) = (Instant::now(), 0, 0);
     loop {
         let due = (start.elapsed().as_secs_f64() * 1000.0) as usize;
@@ -333,7 +335,7 @@ fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {
         assert!(count < 60_000, "{lag} of {count} are on their way: the backlog grows");
         std::thread::sleep(Duration::from_millis(5));
     }
-    println!("the backlog of {lag_max} events was gone after {:.1} s", start.elapsed().as_secs_f64());
+    println!("the first backlog, {lag_max} events, was gone after {:.1} s", start.elapsed().as_secs_f64());
     await_arrived(count + 5);
     assert!(plant.batched.load(Ordering::Relaxed) > count / 3, "the backlog goes in batches");
     let batched = plant.batched.load(Ordering::Relaxed);
@@ -349,13 +351,13 @@ fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {
 /// Its pings and reports are all that an idle gateway sends; with a budget the pings are rare. Runs with the long load only.
 #[test]
 fn an_idle_destination_on_a_metered_line_takes_less_than_a_megabyte_a_day() {
-    if seconds_of_load() < 60.0 {
+    if load_seconds() < 60.0 {
         return;
     }
     let spec = LineSpec { kbit_per_second: 1000.0, delay: Duration::from_millis(20), loss_percent: 0 };
     let budget = ("[[destination]]", "budget = { day = \"50MB\" }");
     let Some(plant) = Plant::start(23, Case { spec, is_buffered: false }, &[budget]) else { return };
-    // What follows the start is sent by then.
+    // The gateway has sent its first reports by then.
     std::thread::sleep(Duration::from_secs(20));
     let (start, before) = (Instant::now(), plant.line.carried());
     std::thread::sleep(Duration::from_secs(660));

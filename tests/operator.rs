@@ -5,7 +5,7 @@ use crate::common::client::{Client, Hello};
 use crate::common::gateway::{Gateway, program_for_everybody, scratch_folder};
 use crate::common::need;
 use crate::common::pki::Pki;
-use crate::common::program::said;
+use crate::common::program::{forebay, said};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -54,7 +54,7 @@ fn a_socket_that_another_gateway_answers_is_left_to_it() {
     assert_eq!(first.status()["name"], "gw", "the first is still reached");
 }
 
-/// A start that fails once logged "the part was cancelled while it was stopped" beside the reason.
+/// A start that failed once logged the reason, and "the part was cancelled while it was stopped" as a second error.
 #[test]
 fn a_port_that_is_taken_at_the_start_is_the_only_error() {
     let first = Gateway::start("port-first", "");
@@ -119,11 +119,7 @@ fn a_relative_configuration_has_its_socket_beside_it() {
         .expect("starts");
     let start = Instant::now();
     let output = loop {
-        let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .current_dir(&gateway.folder)
-            .args(["status", "--config", "conf/forebay.toml"])
-            .output()
-            .expect("runs");
+        let output = forebay(&gateway.folder, &["status", "--config", "conf/forebay.toml"]);
         // The listener is there a moment before the socket of the commands.
         if output.status.success() || start.elapsed() > Duration::from_secs(20) {
             break output;

@@ -208,7 +208,7 @@ fn tests_say_in_one_place_that_they_are_not_run() {
 /// Scripts read versions and formats from sources. One named a file that had moved, and no package could be built.
 #[test]
 fn files_that_scripts_read_are_there() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = source::root();
     let mut scripts = vec![root.join("tests/run"), root.join(".ci/run")];
     for folder in ["cross", "tests/package", "tests/odoo", "systemd"] {
         let found = std::fs::read_dir(root.join(folder)).expect("a folder");
