@@ -20,6 +20,10 @@ const STILL_ROUND_TRIPS: u32 = 8;
 /// The connection may be still, and an acknowledgement may take, this many times as long as the line needs for the
 /// bytes in flight.
 const CARRY_TIMES: u32 = 4;
+/// The same up to [`RESEND_MAX`]. TCP doubles its timeout with each loss, and the bytes in flight delay the first one: after
+/// three losses of one segment it resends 7 times that delay later.
+const RESEND_TIMES: u32 = 8;
+const RESEND_MAX: Duration = Duration::from_secs(60);
 
 /// Times that the line needs for the bytes that are written and not acknowledged.
 #[derive(Clone, Copy, Debug, Default)]
@@ -126,7 +130,7 @@ impl Progress {
             return Err(LinkError::Stuck(unacknowledged));
         }
         let silent = now.duration_since(self.received_at);
-        let still_max = STILL_MAX.max(carried.round_trip * STILL_ROUND_TRIPS).max(carried.time * CARRY_TIMES);
+        let still_max = still_max(carried);
         let mut left = answer_max - unacknowledged;
         if has_in_flight || self.pinged_at.is_some() {
             let expecting = *self.expecting_since.get_or_insert(now);
@@ -171,6 +175,12 @@ impl Progress {
         self.sent_at = now;
         Step::Ping(self.keep_alive)
     }
+}
+
+/// Longest time without progress.
+fn still_max(carried: Carried) -> Duration {
+    let resends = RESEND_MAX.min(carried.time * RESEND_TIMES);
+    STILL_MAX.max(carried.round_trip * STILL_ROUND_TRIPS).max(carried.time * CARRY_TIMES).max(resends)
 }
 
 #[cfg(test)]
@@ -246,6 +256,16 @@ mod tests {
         session.run(97 * SECOND, true, large).expect("not yet");
         assert!(session.run(200 * SECOND, true, large).is_err());
         assert!(session.elapsed() < 98 * SECOND);
+    }
+
+    #[test]
+    fn three_losses_of_one_segment_in_a_row_are_survived_on_a_line_that_is_full() {
+        // 9.6 kbit/s with a round trip of 1.6 s: the bytes in flight delay an answer by 6 s, so that the timeouts of TCP
+        // take 6, 12 and 24 s.
+        let full = carried(7, 1200, 1650);
+        let mut session = Simulated::new();
+        session.run(42 * SECOND, true, full).expect("TCP resends");
+        assert!(session.run(60 * SECOND, true, full).is_err(), "but not for ever");
     }
 
     #[test]
