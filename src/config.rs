@@ -98,7 +98,7 @@ impl Config {
         check_memory(&raw, &mut found);
         let (lanes, mut sending) = lanes::check(&raw, &mut found);
         parts::check_sources(&mut raw, &mut found);
-        parts::check_destinations(&raw, &lanes, &names, &mut found);
+        parts::check_destinations(&raw, (&lanes, &sending), &names, &mut found);
         check_monitoring(&raw, &mut found);
         let mask_key = seal::mask_key(&raw, &mut found);
         if let Err(message) = check_socket_path(&socket) {

@@ -10,7 +10,8 @@
 //! first deliveries of one key are in order, as its contract says; one event that central refuses, or that makes it
 //! disconnect, does not block the others.
 //! Invariants:
-//! - each pair of lane and destination has its own forwarder and connection, to isolate failures;
+//! - each pair of lane and destination has a forwarder and connection of its own, to isolate failures, or several that share
+//!   its events by key;
 //! - the window bounds the events in flight; after a disconnect they are read again from the journal;
 //! - what central has answered is not sent again, except what it refused for now.
 //!
@@ -25,6 +26,7 @@ mod followed;
 mod forwarder;
 mod in_flight;
 mod key_order;
+mod keys;
 mod lane_link;
 mod lane_sender;
 mod line_room;
@@ -46,5 +48,6 @@ pub use batch::{BATCH, BATCH_ZSTD};
 pub use client_id::{CONNECTIONS, ClientIds};
 pub use config::{Config, Envelope, Urls};
 pub use forwarder::{Forwarder, ForwarderSpec};
+pub use keys::Connection;
 pub use pace::{Batch, BatchWhen, CatchUp, Compression, Hours, Pressure, Rate, Sending};
 pub use stats::{LinkState, Stats};

@@ -634,6 +634,9 @@ fn a_wrong_lane_is_refused_with_what_is_allowed() {
     check("hours = \"02:00-04:00\"\ntime_zone = \"Mars/Base\"", &["lane.bulk.time_zone", "Mars/Base", "Europe/Berlin"]);
     check("batch = { events = 0 }", &["lane.bulk.batch.events", "1 to 10000"]);
     check("batch = \"later\"", &["lane.bulk.batch", "later", "backlog"]);
+    check("connections = 0", &["lane.bulk.connections", "0 is not allowed", "1 to 16"]);
+    check("connections = 4\nbatch = \"backlog\"", &["lane.bulk.connections", "remove batch or connections"]);
+    check("connections = 4\ncatch_up = \"live-first\"", &["lane.bulk.connections", "oldest-first"]);
     check("dscp = 64", &["lane.bulk.dscp", "64", "0 to 63"]);
     check("rate = { events = 0 }", &["lane.bulk.rate", "would send nothing"]);
     check("backfill_topic = \"a/#\"", &["lane.bulk.backfill_topic", "a/#"]);

@@ -116,9 +116,14 @@ impl Drop for Plant {
 
 /// Hands in an event and waits for nothing.
 fn hand_in(client: &mut Client, kind: &str, number: usize, text: &str) -> String {
+    hand_in_of(client, "m01", kind, number, text)
+}
+
+/// The same for a machine, which is the key.
+fn hand_in_of(client: &mut Client, machine: &str, kind: &str, number: usize, text: &str) -> String {
     let id = format!("{kind}-{number:06}");
     let payload = format!(r#"{{"msg_id":"{id}","seq":{number},"state":"running","note":"{text}"}}"#);
-    let topic = format!("plant/line1/m01/{kind}");
+    let topic = format!("plant/line1/{machine}/{kind}");
     client.send(&publish(false, 1, (number % 65_000 + 1) as u16, &topic, &[], payload.as_bytes()));
     id
 }
@@ -346,6 +351,52 @@ fn a_backlog_behind_a_small_window_goes_in_batches_and_live_events_alone() {
     let times: Vec<Instant> = arrivals.values().map(|(at, _)| *at).collect();
     assert!(times.is_sorted(), "in order, by their numbers");
     assert!(arrivals.values().all(|(_, copies)| *copies == 1), "once");
+}
+
+/// Events per second of a backlog of the standard lane that a default Mosquitto takes at a round trip of 300 ms.
+fn rate_with_connections(number: u8, connections: usize) -> Option<f64> {
+    const MACHINES: usize = 64;
+    let spec = LineSpec { kbit_per_second: 50_000.0, delay: Duration::from_millis(150), loss_percent: 0 };
+    let lines = format!("connections = {connections}");
+    let settings = [("[lane.standard]", lines.as_str())];
+    let plant = Plant::start(number, Case { spec, is_buffered: false }, &settings)?;
+    let mut client = plant.client("report");
+    let text = Random::with_seed(1).text(180);
+    let count = 500 * connections;
+    for event in 0..count {
+        hand_in_of(&mut client, &format!("m{:02}", event % MACHINES), "report", event, &text);
+    }
+    // The estimate of the line has grown by then.
+    let start = Instant::now();
+    let await_arrived = |wanted: usize| {
+        while plant.arrived() < wanted {
+            assert!(start.elapsed() < Duration::from_secs(90), "{} of {count} arrived", plant.arrived());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Instant::now()
+    };
+    let (from, until) = (count / 4, count * 3 / 4);
+    let since = await_arrived(from);
+    let seconds = (await_arrived(until) - since).as_secs_f64();
+    await_arrived(count);
+    let arrivals = plant.arrivals.lock().expect("lock");
+    assert!(arrivals.values().all(|(_, copies)| *copies == 1), "once");
+    let mut last: BTreeMap<usize, Instant> = BTreeMap::new();
+    for (id, (at, _)) in arrivals.iter() {
+        let event: usize = id.trim_start_matches("report-").parse().expect("a number");
+        let before = last.insert(event % MACHINES, *at);
+        assert!(before.is_none_or(|before| before <= *at), "{id} overtook an earlier event of its key");
+    }
+    Some((until - from) as f64 / seconds)
+}
+
+/// Four connections have four windows.
+#[test]
+fn four_connections_carry_a_lane_behind_a_small_window_almost_four_times_as_fast() {
+    let Some(one) = rate_with_connections(24, 1) else { return };
+    let Some(four) = rate_with_connections(25, 4) else { return };
+    println!("{one:.0} events/s with one connection, {four:.0} with four: {:.2} times", four / one);
+    assert!(four >= 3.5 * one, "{one:.0} events/s with one connection, {four:.0} with four");
 }
 
 /// Its pings and reports are all that an idle gateway sends; with a budget the pings are rare. Runs with the long load only.

@@ -6,6 +6,8 @@ use crate::common::gateway::{CONTRACT, Gateway, payload, sum};
 use crate::common::random::Random;
 use crate::common::scripted::{Do, Scripted, Seen};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -339,4 +341,80 @@ fn a_lane_that_the_window_of_the_broker_bounds_says_so_with_the_rates() {
             && notes.contains("max_inflight_messages")
             && notes.contains("link central/status: central retains no messages")
     });
+}
+
+/// Lines of a critical lane with four connections.
+const FOUR_CONNECTIONS: &str = "\n[lane.critical]\nconnections = 4\n";
+
+/// Sequences that came for the first time behind a later one of their key.
+fn broken_arrival(seen: &[Seen]) -> Vec<u64> {
+    let (mut known, mut last) = (BTreeSet::new(), BTreeMap::<&str, u64>::new());
+    let mut broken = Vec::new();
+    for (key, sequence) in seen.iter().flat_map(|publish| &publish.events) {
+        let last = last.entry(key).or_default();
+        if known.insert(*sequence) && *sequence < *last {
+            broken.push(*sequence);
+        }
+        *last = (*last).max(*sequence);
+    }
+    broken
+}
+
+#[test]
+fn connections_that_share_a_lane_keep_the_order_of_each_key_while_they_die() {
+    const KEYS: usize = 100;
+    let mut random = Random::seeded();
+    let centre = Scripted::start(vec![], move |_| match random.below(60) {
+        0 => Do::Close,
+        1..20 => Do::Late(0, Duration::from_millis(random.below(30))),
+        _ => Do::Answer(0),
+    });
+    let rest = format!("{}{FOUR_CONNECTIONS}", centre.destination("central"));
+    let gateway = gateway("shared-order", "key", &rest);
+    feed(&gateway, KEYS, 40);
+    let status = gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let seen = centre.seen();
+    let sequences: BTreeSet<u64> = seen.iter().flat_map(|one| &one.events).map(|(_, sequence)| *sequence).collect();
+    assert_eq!(sequences, (1..=(KEYS * 40) as u64).collect(), "each event arrives");
+    assert!(dead(&gateway).is_empty());
+    assert_eq!(broken_arrival(&seen), [] as [u64; 0]);
+    let connections: BTreeSet<usize> = seen.iter().map(|one| one.connection).collect();
+    println!("{} publishes of {} events on {} connections", seen.len(), KEYS * 40, connections.len());
+    assert!(connections.len() > 8, "the test ends no connections: {connections:?}");
+    assert_eq!(status["links"].as_array().map(Vec::len), Some(3), "a link per lane: {status:#}");
+}
+
+#[test]
+fn a_connection_that_gets_no_answers_holds_the_others_up_after_a_fixed_number_of_events() {
+    const KEYS: usize = 40;
+    const COUNT: usize = KEYS * 300;
+    let is_silent = Arc::new(AtomicBool::new(true));
+    let (silent, mut held) = (Arc::clone(&is_silent), None);
+    let centre = Scripted::start(vec![], move |seen| {
+        let held = held.get_or_insert(seen.connection);
+        if *held == seen.connection && silent.load(Ordering::Relaxed) { Do::Nothing } else { Do::Answer(0) }
+    });
+    let destination = format!("{}window = 20\nanswer_wait_max = \"20s\"\n", centre.destination("central"));
+    let gateway = gateway("shared-bound", "key", &format!("{destination}{FOUR_CONNECTIONS}"));
+    feed(&gateway, KEYS, 300);
+    let last = || centre.seen().iter().flat_map(|one| &one.events).map(|(_, sequence)| *sequence).max().unwrap_or(0);
+    let (start, mut before) = (Instant::now(), 0);
+    // The others have stopped once nothing comes for a second.
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = last();
+        if now > 0 && now == before {
+            break;
+        }
+        before = now;
+        assert!(start.elapsed() < Duration::from_secs(15), "{now} of {COUNT}");
+    }
+    println!("the others stopped at {before} of {COUNT}");
+    assert!((3_000..=4_200).contains(&before), "{before}");
+    is_silent.store(false, Ordering::Relaxed);
+    gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+    let sequences: BTreeSet<u64> =
+        centre.seen().iter().flat_map(|one| &one.events).map(|(_, sequence)| *sequence).collect();
+    assert_eq!(sequences.len(), COUNT, "each event arrives");
+    assert_eq!(broken_arrival(&centre.seen()), [] as [u64; 0]);
 }

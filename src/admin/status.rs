@@ -374,7 +374,7 @@ impl LinkHandle {
             return None;
         }
         Some(format!(
-            "link {}/{lane}: the broker allows {window} publishes in flight (Receive Maximum), at {round_trip_ms:.0} ms to its answer {:.0} per second; {:.0} events per second arrive, and {} wait: raise the limit of the broker (Mosquitto: max_inflight_messages), or set batch = \"backlog\" for the lane",
+            "link {}/{lane}: the broker allows {window} publishes in flight (Receive Maximum), at {round_trip_ms:.0} ms to its answer {:.0} per second; {:.0} events per second arrive, and {} wait: raise the limit of the broker (Mosquitto: max_inflight_messages), or set batch = \"backlog\" or connections for the lane",
             self.destination,
             window as f64 * 1000.0 / round_trip_ms,
             outlook.events_per_second,

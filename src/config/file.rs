@@ -80,6 +80,7 @@ pub(super) struct Lane {
     #[serde(default)]
     pub rate: Rate,
     pub yielding: Option<Rate>,
+    pub connections: Option<i64>,
     pub dscp: Option<i64>,
     pub hours: Option<String>,
     pub time_zone: Option<String>,

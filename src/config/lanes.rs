@@ -46,6 +46,8 @@ const LINGER_MAX: Duration = Duration::from_secs(10);
 /// Bounds of a batch: gateway and receiver hold it in memory as a whole.
 const BATCH_EVENTS_MAX: usize = 10_000;
 const BATCH_BYTES: (u64, u64) = (4 << 10, 8 << 20);
+/// Most connections that share a lane: each reads all of it.
+const CONNECTIONS_MAX: i64 = 16;
 /// Share of the remaining disk for lanes without a configured budget, in per cent.
 const DEFAULT_SHARE: u64 = 80;
 
@@ -138,6 +140,7 @@ fn check_sending(settings: &Lane, sending: &mut Sending, found: &mut Findings<'_
             found.problem("dscp", format!("{dscp} is not allowed; 0 to 63 are, such as 46 for expedited forwarding"));
         }
     }
+    check_connections(settings, sending, found);
     for (part, rate) in [("rate", Some(settings.rate)), ("yielding", settings.yielding)] {
         if rate.is_some_and(|rate| rate.events == Some(0) || rate.bytes == Some(Bytes(0))) {
             found.problem(part, "0 would send nothing; leave it out for no ceiling, or set hours");
@@ -169,6 +172,25 @@ fn check_sending(settings: &Lane, sending: &mut Sending, found: &mut Findings<'_
         },
         (None, Some(zone)) => found.problem("time_zone", format!("\"{zone}\" is for hours, which are not set")),
         (None, None) => {}
+    }
+}
+
+fn check_connections(settings: &Lane, sending: &mut Sending, found: &mut Findings<'_>) {
+    let Some(connections) = settings.connections else { return };
+    if !(1..=CONNECTIONS_MAX).contains(&connections) {
+        found.problem("connections", format!("{connections} is not allowed; 1 to {CONNECTIONS_MAX} are"));
+        return;
+    }
+    sending.connections = connections as u16;
+    if connections > 1 && settings.batch.is_some() {
+        let message = format!(
+            "{connections} connections share the events of the lane by key, and a batch holds events of any key; remove batch or connections"
+        );
+        found.problem("connections", message);
+    }
+    if connections > 1 && settings.catch_up == CatchUp::LiveFirst {
+        let message = format!("{connections} is only for catch_up = \"oldest-first\"; remove connections, or catch_up");
+        found.problem("connections", message);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::file::File;
 use crate::contract::{Contracts, GatewayNames, SourceKind};
-use crate::forward;
+use crate::forward::{self, Sending};
 use crate::journal::LaneConfig;
 use crate::link::Address;
 use crate::mqtt::Filter;
@@ -13,7 +13,7 @@ use crate::setting::{Findings, check_word};
 use crate::sources::{SourceConfig, broker};
 use crate::tls;
 use crate::watch;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Checks every source, and the sources against each other and the destinations.
 pub(super) fn check_sources(raw: &mut File, found: &mut Findings<'_>) {
@@ -65,9 +65,19 @@ fn feeds_itself<'a>(raw: &File, source: &'a broker::Config) -> Option<&'a String
 }
 
 /// Checks every destination, and their names, brokers and client ids against each other.
-pub(super) fn check_destinations(raw: &File, lanes: &[LaneConfig], names: &GatewayNames, found: &mut Findings<'_>) {
+pub(super) fn check_destinations(
+    raw: &File,
+    (lanes, sending): (&[LaneConfig], &BTreeMap<String, Sending>),
+    names: &GatewayNames,
+    found: &mut Findings<'_>,
+) {
     let lanes: Vec<String> = lanes.iter().map(|lane| lane.name.clone()).collect();
-    let connections: Vec<String> = lanes.iter().cloned().chain(forward::CONNECTIONS.map(str::to_owned)).collect();
+    let of_lane = |lane: &String| -> Vec<String> {
+        let connections = sending.get(lane).into_iter().flat_map(Sending::connections);
+        connections.map(|connection| connection.name(lane)).collect()
+    };
+    let connections: Vec<String> =
+        lanes.iter().flat_map(of_lane).chain(forward::CONNECTIONS.map(str::to_owned)).collect();
     for (index, destination) in raw.destination.iter().enumerate() {
         found.within(format!("destination[{index}]"), |found| {
             let name = &destination.name;

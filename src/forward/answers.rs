@@ -44,7 +44,7 @@ impl Answers {
     pub(super) fn take(&mut self, answered: Answered<Publish>, sender: &mut LaneSender, warnings: &mut Limiter) {
         let Answered { mut sent, rejection, is_unheard, .. } = answered;
         if is_unheard {
-            let LaneLink { lane, to, stats } = &sender.link;
+            let LaneLink { lane, to, stats, .. } = &sender.link;
             stats.unheard.add(1);
             if let Some(held_back) = warnings.allow(self.now) {
                 tracing::warn!(lane = %lane.name, destination = %to.name, held_back, "central acknowledged an event whose topic has no subscriber there");
@@ -97,14 +97,14 @@ impl Answers {
         (code, why): (u8, &str),
         warnings: &mut Limiter,
     ) {
-        let LaneLink { lane, to, stats } = sender.link.clone();
+        let LaneLink { lane, to, stats, .. } = sender.link.clone();
         stats.refused_for_now.add(1);
         if sender.begin_strict(self.now) {
             tracing::warn!(lane = %lane.name, destination = %to.name, "central refuses events for now: 0x{code:02x} {why}; until a minute passes without a refusal, one publish per key is in flight");
         } else if let Some(held_back) = warnings.allow(self.now) {
             tracing::warn!(lane = %lane.name, destination = %to.name, held_back, "central rejected an event temporarily: 0x{code:02x} {why}; will retry");
         }
-        stats.set(|state| state.refused = Some(format!("0x{code:02x} {why}")));
+        sender.link.set(|state| state.refused = Some(format!("0x{code:02x} {why}")));
         let pause = REFUSED_PAUSES.pause(sent.refusals.count);
         sent.refusals.count += 1;
         sent.refusals.since.get_or_insert(self.now);

@@ -5,6 +5,7 @@
 
 use super::answers::Answers;
 use super::config::Config;
+use super::keys::Connection;
 use super::lane_link::LaneLink;
 use super::lane_sender::{LaneSender, Pass};
 use super::outgoing::Outgoing;
@@ -27,6 +28,9 @@ use std::time::Duration;
 /// Longest wait for outstanding acknowledgements at the shutdown, to avoid sending these events again.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// Interval at which a connection that is ahead of the others looks whether they have followed.
+const AHEAD_LOOK: Duration = Duration::from_millis(50);
+
 /// The lane that goes first on a line.
 const CRITICAL: &str = "critical";
 
@@ -39,6 +43,8 @@ pub struct ForwarderSpec {
     /// Backlogs of all lanes of the destination.
     pub pressure: Arc<Pressure>,
     pub client: String,
+    /// The part of the events of the lane that it sends.
+    pub connection: Connection,
     /// Signals new certificates and passwords.
     pub rotation: CredentialRotation,
     pub traffic: Arc<Traffic>,
@@ -65,16 +71,16 @@ pub struct Forwarder {
 impl Forwarder {
     /// Creates a forwarder for `lane`; events that central rejects for good go to the log `dead`.
     pub fn new(spec: ForwarderSpec, lane: &Arc<Lane>, dead: &Arc<Lane>, stats: Arc<Stats>) -> Result<Self, String> {
-        let ForwarderSpec { config, sending, pressure, client, rotation, traffic } = spec;
+        let ForwarderSpec { config, sending, pressure, client, connection, rotation, traffic } = spec;
         let target = Arc::new(config.target()?.counting(traffic).on(Arc::clone(pressure.line())));
         let share = pressure.line().share(rank(&lane.name, &sending));
-        let link = LaneLink { lane: Arc::clone(lane), to: config, stats };
+        let link = LaneLink { lane: Arc::clone(lane), to: config, connection, stats };
         Ok(Self {
             target,
             client,
             rotation,
             reader: EventReader::new(link.clone(), Arc::clone(&sending)),
-            allowance: Allowance::new(lane, Arc::clone(&sending), pressure),
+            allowance: Allowance::new((lane, connection), Arc::clone(&sending), pressure),
             sender: LaneSender::new(link.clone(), sending, share),
             settler: Settler::new(link.clone(), dead),
             probe: Probe::default(),
@@ -88,7 +94,7 @@ impl Forwarder {
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let (target, connect_as) = (Arc::clone(&self.target), ConnectAs::client(self.client.clone()));
         Client::new(target, connect_as, self.rotation.clone()).run(&mut self, &mut shutdown).await;
-        self.link.stats.set_up(false, Some("the gateway is shutting down".into()));
+        self.link.set_up(false, Some("the gateway is shutting down".into()));
     }
 }
 
@@ -107,8 +113,8 @@ impl Conversation for Forwarder {
     }
 
     fn begin(&mut self, session: &Session, start: Start, _output: &mut Output) {
-        let LaneLink { lane, to, stats } = &self.link;
-        stats.set(|state| state.peer = Some(session.peer()));
+        let LaneLink { lane, to, stats, .. } = &self.link;
+        self.link.set(|state| state.peer = Some(session.peer()));
         if let Some(dscp) = self.sender.dscp() {
             session.set_dscp(dscp);
         }
@@ -116,11 +122,11 @@ impl Conversation for Forwarder {
             Start::Opened => {
                 tracing::info!(lane = %lane.name, destination = %to.name, broker = %session.broker(), "link up");
                 stats.connects.add(1);
-                stats.set_up(true, None);
+                self.link.set_up(true, None);
                 self.delivered_before = stats.delivered.value();
             }
             Start::Replaced(why) => {
-                stats.set(|state| state.note = None);
+                self.link.set(|state| state.note = None);
                 tracing::info!(lane = %lane.name, destination = %to.name, broker = %session.broker(), "continuing on another session: {why}");
                 self.rewind();
             }
@@ -211,7 +217,7 @@ impl Conversation for Forwarder {
     }
 
     fn down(&mut self, error: &LinkError, conflict: Option<Conflict>) {
-        let LaneLink { lane, to, stats } = &self.link;
+        let LaneLink { lane, to, stats, .. } = &self.link;
         stats.failures.add(1);
         let other_client = |how_sure: &str| {
             let client = &self.client;
@@ -224,15 +230,15 @@ impl Conversation for Forwarder {
             Some(Conflict::Suspected) => other_client("sessions end at once; perhaps "),
             Some(Conflict::Confirmed) => other_client(""),
         };
-        if stats.set_down(error, reason.clone()) {
+        if self.link.set_down(error, reason.clone()) {
             tracing::warn!(lane = %lane.name, destination = %to.name, error = %reason, "link down, will reconnect");
         }
     }
 
     fn keep_credentials(&mut self, why: &str) {
-        let LaneLink { lane, to, stats } = &self.link;
+        let LaneLink { lane, to, .. } = &self.link;
         tracing::warn!(lane = %lane.name, destination = %to.name, error = %why, "cannot connect with the new certificates or password; continuing on the old session, will retry");
-        stats.set(|state| {
+        self.link.set(|state| {
             state.note = Some(format!(
                 "cannot connect with the new certificates or password ({why}); continuing on the old session"
             ));
@@ -248,7 +254,7 @@ impl Forwarder {
             return Err(End::Shutdown);
         }
         if self.sender.order.end_strict(clock::instant()) {
-            self.link.stats.set(|state| state.refused = None);
+            self.link.set(|state| state.refused = None);
         }
         if self.probe.due().is_some() {
             return Ok(self.probe(session, output, may_send));
@@ -264,7 +270,7 @@ impl Forwarder {
         let of_broker = session.limits().receive_maximum < self.link.to.window;
         let allowed = if is_sending { self.probe.window(usize::from(window)) } else { 0 };
         let turn = self.send_owed(session, output, allowed).await;
-        self.link.stats.set(|state| {
+        self.link.set(|state| {
             (state.window, state.is_window_of_broker) = (window.into(), of_broker);
             state.in_flight = self.sender.publishes.in_flight.count();
         });
@@ -288,6 +294,7 @@ impl Forwarder {
     /// Sends what window, output buffer, hours and rate limits allow.
     async fn send_owed(&mut self, session: &Session, output: &mut Output, window: usize) -> Turn {
         let now = clock::instant();
+        self.reader.look_at_others();
         let wait = self.allowance.wait().max(self.sender.throttle.wait(now));
         if !wait.is_zero() {
             return Turn::in_time(wait);
@@ -338,6 +345,7 @@ impl Forwarder {
             self.sender.batch_due(window, now),
             self.sender.order.due_in(now).filter(|_| has_room),
             (allowed == 0).then(|| self.allowance.wait()),
+            self.reader.is_ahead().then_some(AHEAD_LOOK),
             Some(self.sender.throttle.wait(now)).filter(|wait| !wait.is_zero()),
         ];
         Turn::in_time(due.into_iter().flatten().min().unwrap_or(Duration::MAX))

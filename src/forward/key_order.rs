@@ -11,13 +11,13 @@
 //! Not here: what an answer means (`answers`), how fast a refused lane is sent (`throttle`).
 
 use super::in_flight::Publish;
+use super::keys::Key;
 use super::outgoing::Outgoing;
 use crate::contract::Order;
 use crate::event::Timestamp;
 use crate::journal::Published;
-use std::collections::hash_map::{DefaultHasher, Entry};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,31 +25,6 @@ use std::time::{Duration, Instant};
 const STRICT_FOR: Duration = Duration::from_secs(60);
 /// Bytes of events that were read and wait for an earlier one of their key. With more, the lane reads no further.
 const HELD_BYTES_MAX: usize = 1 << 20;
-
-/// The key of an order: a hash of stream and key. Two keys with one hash only wait for each other.
-pub(super) type Key = u64;
-
-/// Returns the key of an event.
-pub(super) fn key_of(stream: u32, key: &str) -> Key {
-    hash(&(stream, key))
-}
-
-/// Returns the key of the batches of a stream: they hold events of any key.
-pub(super) fn key_of_batch(stream: u32) -> Key {
-    hash(&stream)
-}
-
-/// Returns a key that no other event has, for a stream without order.
-pub(super) fn key_of_none(offset: u64) -> Key {
-    hash(&offset)
-}
-
-/// The same in each run and on each connection.
-fn hash(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
 
 #[derive(Debug, Default)]
 pub(super) struct KeyOrder {
@@ -286,39 +261,6 @@ impl KeyOrder {
         if let Some(until) = first.pause_until() {
             self.paused.remove(&(until, *offset, key));
         }
-    }
-}
-
-/// The order that the contracts of the streams promise.
-#[derive(Debug, Default)]
-pub(super) struct StreamOrders {
-    by_name: Arc<BTreeMap<String, Order>>,
-    /// By number of the stream in the journal.
-    known: Vec<Option<Order>>,
-}
-
-impl StreamOrders {
-    pub(super) fn new(by_name: &Arc<BTreeMap<String, Order>>) -> Self {
-        Self { by_name: Arc::clone(by_name), known: Vec::new() }
-    }
-
-    /// The order of a stream; that of a key if no contract names another.
-    #[inline]
-    pub(super) fn of(&mut self, published: &Published) -> Order {
-        let index = published.stream as usize;
-        match self.known.get(index) {
-            Some(Some(order)) => *order,
-            _ => self.look_up(published, index),
-        }
-    }
-
-    fn look_up(&mut self, published: &Published, index: usize) -> Order {
-        let order = self.by_name.get(&published.publication.stream).copied().unwrap_or_default();
-        if self.known.len() <= index {
-            self.known.resize(index + 1, None);
-        }
-        self.known[index] = Some(order);
-        order
     }
 }
 

@@ -4,7 +4,8 @@ use super::again::read_again;
 use super::batch::{Batcher, OpenBatch};
 use super::followed::Followed;
 use super::in_flight::{Publish, Refusals};
-use super::key_order::{Held, Key, KeyOrder, StreamOrders, Waiting, key_of, key_of_batch, key_of_none};
+use super::key_order::{Held, KeyOrder, Waiting};
+use super::keys::{Key, StreamOrders, key_of_batch, key_of_event, key_of_none};
 use super::lane_link::LaneLink;
 use super::line_room::LineRoom;
 use super::outgoing::{Mark, Outgoing};
@@ -171,7 +172,7 @@ impl LaneSender {
                 self.follow(event);
             }
             batch => {
-                let key = key_of_event(event, order, batch.is_some());
+                let key = key_of_event((event.offset, event.published, &event.record), order, batch.is_some());
                 let mut publish = Publish { key, ..of_event(event, pass.now) };
                 if self.order.must_wait(publish.key, order) {
                     self.order.hold(publish.key, event);
@@ -309,16 +310,6 @@ fn key_of_open(batch: &OpenBatch) -> Key {
     match batch.order {
         Order::None => key_of_none(batch.offsets.first().copied().unwrap_or(0)),
         Order::Key | Order::Strict => key_of_batch(batch.stream),
-    }
-}
-
-/// In a lane with batches events that are sent alone have the key of the batches of their stream, so that none overtakes
-/// another one.
-fn key_of_event(event: &Outgoing<'_>, order: Order, has_batches: bool) -> Key {
-    match order {
-        Order::None => key_of_none(event.offset),
-        Order::Key | Order::Strict if has_batches => key_of_batch(event.published.stream),
-        Order::Key | Order::Strict => key_of(event.published.stream, event.record.key),
     }
 }
 

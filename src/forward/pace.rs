@@ -3,6 +3,7 @@
 //! Promise: a forwarder never exceeds its rate limits; a yielding lane slows down while other lanes of the same
 //! destination have a backlog, but never stops because of them.
 
+use super::keys::Connection;
 use super::meter::{ByteBudget, Meter};
 use crate::clock;
 use crate::contract::Order;
@@ -11,6 +12,7 @@ use crate::journal::Lane;
 use crate::link::Line;
 use crate::setting::{Bytes, Span};
 use jiff::tz::TimeZone;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,12 +31,21 @@ pub struct Sending {
     pub rate: Rate,
     /// Lower rate limits while other lanes have a backlog; `None` for a lane that does not yield.
     pub yielding: Option<Rate>,
+    /// Number of connections that share the events of the lane by key; 0 counts as 1.
+    pub connections: u16,
     /// DSCP of the packets of the lane, 0 to 63; `None` for that of the system.
     pub dscp: Option<u8>,
     /// Hours in which the lane is sent; `None` for always.
     pub hours: Option<Hours>,
     /// The order that the contracts of the lane promise, by stream.
     pub orders: Arc<BTreeMap<String, Order>>,
+}
+
+impl Sending {
+    /// Lists the connections of the lane.
+    pub fn connections(&self) -> impl Iterator<Item = Connection> + use<> {
+        Connection::all(self.connections.max(1))
+    }
 }
 
 /// Sending order after an outage.
@@ -176,7 +187,10 @@ pub struct Pressure {
 #[derive(Debug)]
 struct LaneProgress {
     lane: Arc<Lane>,
-    reached: AtomicU64,
+    /// For each connection, the offset from which on events count as unacknowledged.
+    reached: Vec<AtomicU64>,
+    /// The rate limits bound the connections together.
+    pacer: Mutex<Pacer>,
     hours: Option<Hours>,
 }
 
@@ -184,15 +198,18 @@ struct LaneProgress {
 const BACKLOG_FROM: u64 = 1000;
 
 impl Pressure {
-    /// Creates it without backlogs. `hours` returns the sending hours of a lane; `budget` is the one in bytes.
-    pub fn new(
+    /// Creates it without backlogs. `sending` returns how a lane is sent; `budget` is the one in bytes.
+    pub fn new<'s>(
         lanes: &[Arc<Lane>],
-        hours: impl Fn(&str) -> Option<Hours>,
+        sending: impl Fn(&str) -> Option<&'s Sending>,
         budget: Option<(ByteBudget, Arc<Meter>)>,
     ) -> Arc<Self> {
         let progress = |lane: &Arc<Lane>| {
-            let reached = AtomicU64::new(lane.end());
-            LaneProgress { lane: Arc::clone(lane), reached, hours: hours(&lane.name) }
+            let sending = sending(&lane.name);
+            let connections = sending.map_or(1, |sending| sending.connections().count());
+            let reached = (0..connections).map(|_| AtomicU64::new(lane.end())).collect();
+            let (pacer, hours) = (Mutex::new(Pacer::new()), sending.and_then(|sending| sending.hours.clone()));
+            LaneProgress { lane: Arc::clone(lane), reached, pacer, hours }
         };
         Arc::new(Self { lanes: lanes.iter().map(progress).collect(), budget, line: Arc::default() })
     }
@@ -207,11 +224,19 @@ impl Pressure {
         self.budget.as_ref().is_some_and(|(budget, meter)| meter.is_used_up(budget, connection))
     }
 
-    /// Records that the events of `lane` from offset `reached` on count as unacknowledged.
-    pub fn note(&self, lane: &str, reached: u64) {
-        if let Some(progress) = self.lanes.iter().find(|progress| progress.lane.name == lane) {
-            progress.reached.store(reached, Ordering::Relaxed);
-        }
+    fn progress(&self, lane: &str) -> Option<&LaneProgress> {
+        self.lanes.iter().find(|progress| progress.lane.name == lane)
+    }
+
+    /// Records that the events of `lane` from offset `reached` on count as unacknowledged on a connection.
+    pub fn note(&self, lane: &str, connection: Connection, reached: u64) {
+        let known = self.progress(lane).and_then(|progress| progress.reached.get(usize::from(connection.number)));
+        known.into_iter().for_each(|known| known.store(reached, Ordering::Relaxed));
+    }
+
+    /// Applies `change` to the rate limits of a lane.
+    fn with_pacer<T: Default>(&self, lane: &str, change: impl FnOnce(&mut Pacer) -> T) -> T {
+        self.progress(lane).map_or_else(T::default, |progress| change(&mut progress.pacer.lock()))
     }
 
     /// Whether a lane other than `lane` has a backlog.
@@ -228,7 +253,8 @@ impl Pressure {
 
 impl LaneProgress {
     fn has_backlog(&self) -> bool {
-        self.lane.end().saturating_sub(self.reached.load(Ordering::Relaxed)) > BACKLOG_FROM && self.is_open()
+        let reached = self.reached.iter().map(|reached| reached.load(Ordering::Relaxed)).min();
+        self.lane.end().saturating_sub(reached.unwrap_or_default()) > BACKLOG_FROM && self.is_open()
     }
 
     fn is_open(&self) -> bool {
@@ -314,25 +340,26 @@ impl Pacer {
 /// Interval at which the forwarder checks whether the sending hours or a new day or month have begun.
 const HOURS_POLL: Duration = Duration::from_secs(5);
 
-/// What a lane may send now: its sending hours, its rate limits, and the other lanes of its destination.
+/// What a connection of a lane may send now: the sending hours and rate limits of the lane, and the other lanes of its
+/// destination.
 #[derive(Debug)]
 pub(super) struct Allowance {
     lane: String,
+    connection: Connection,
     sending: Arc<Sending>,
     pressure: Arc<Pressure>,
-    pacer: Pacer,
 }
 
 impl Allowance {
-    pub(super) fn new(lane: &Lane, sending: Arc<Sending>, pressure: Arc<Pressure>) -> Self {
-        Self { lane: lane.name.clone(), sending, pressure, pacer: Pacer::new() }
+    pub(super) fn new((lane, connection): (&Lane, Connection), sending: Arc<Sending>, pressure: Arc<Pressure>) -> Self {
+        Self { lane: lane.name.clone(), connection, sending, pressure }
     }
 
     /// Time until sending is allowed; zero if it is allowed now.
     pub(super) fn wait(&mut self) -> Duration {
         let closed = |hours: &Hours| !hours.contains(Timestamp::from(clock::wall()));
         if self.sending.hours.as_ref().is_some_and(closed) {
-            return HOURS_POLL.max(self.pacer.wait(Rate::default()));
+            return HOURS_POLL.max(self.pressure.with_pacer(&self.lane, |pacer| pacer.wait(Rate::default())));
         }
         if self.pressure.is_out_of_budget(&self.lane) {
             return HOURS_POLL;
@@ -341,21 +368,21 @@ impl Allowance {
             Some(lower) if self.pressure.has_other_backlog(&self.lane) => lower,
             _ => self.sending.rate,
         };
-        self.pacer.wait(rate)
+        self.pressure.with_pacer(&self.lane, |pacer| pacer.wait(rate))
     }
 
     /// Number of events that may be sent now.
     pub(super) fn events(&self) -> usize {
-        self.pacer.events()
+        self.pressure.with_pacer(&self.lane, |pacer| pacer.events())
     }
 
     pub(super) fn spend(&mut self, events: usize, bytes: usize) {
-        self.pacer.spend(events, bytes);
+        self.pressure.with_pacer(&self.lane, |pacer| pacer.spend(events, bytes));
     }
 
     /// Reports the progress of this lane to the other forwarders of the destination.
     pub(super) fn report(&self, reached: u64) {
-        self.pressure.note(&self.lane, reached);
+        self.pressure.note(&self.lane, self.connection, reached);
     }
 }
 

@@ -1,8 +1,11 @@
 //! The reader of a forwarder: live events and backlog of a lane, behind the cursor of its destination.
 //!
-//! Promise: it skips what is settled, what the destination does not take, and what has expired. With `live-first`, live
-//! events come before the backlog.
+//! Promise: it skips what is settled, what the destination does not take, what has expired, and what another connection
+//! of the lane sends. With `live-first`, live events come before the backlog.
+//! Invariant: a connection is never further than a fixed number of events ahead of the lowest unsettled one of its lane,
+//! which bounds the ranges of the cursor.
 
+use super::keys::{StreamOrders, key_of_event, key_of_none};
 use super::lane_link::LaneLink;
 use super::outgoing::{Mark, Outgoing};
 use super::pace::{CatchUp, Sending};
@@ -18,10 +21,18 @@ const LIVE_RANGES_MAX: usize = 64;
 const LIVE_LAG_WINDOWS: u64 = 4;
 const LIVE_LAG: Duration = Duration::from_secs(2);
 
+/// Events by which a connection may be ahead of the lowest unsettled one, in windows of all connections of the lane, and at
+/// least.
+const AHEAD_WINDOWS: u64 = 2;
+const AHEAD_MIN: u64 = 4096;
+
 #[derive(Debug)]
 pub(super) struct EventReader {
     link: LaneLink,
     sending: Arc<Sending>,
+    orders: StreamOrders,
+    /// Offset from which on nothing is read until the other connections of the lane have followed.
+    ahead: u64,
     /// Reads the events to send first.
     primary: LaneReader,
     /// Reads the backlog while `primary` reads live events (`live-first`).
@@ -59,7 +70,9 @@ impl EventReader {
             primary: LaneReader::new(&link.lane, 1, u64::MAX),
             backfill: LaneReader::new(&link.lane, 1, 1),
             link,
+            orders: StreamOrders::new(&sending.orders),
             sending,
+            ahead: u64::MAX,
             settled: Cursor::default(),
             lagging: None,
             is_closed: false,
@@ -73,6 +86,21 @@ impl EventReader {
 
     pub(super) fn is_settled(&self, offset: u64) -> bool {
         self.settled.contains(offset)
+    }
+
+    /// Finds out how far this connection may read, if the lane has several.
+    pub(super) fn look_at_others(&mut self) {
+        let LaneLink { lane, to, connection, .. } = &self.link;
+        if connection.is_shared() {
+            let windows = u64::from(to.window) * u64::from(connection.of) * AHEAD_WINDOWS;
+            let low = lane.settled_below(&to.name).unwrap_or_default();
+            self.ahead = low.saturating_add(windows.max(AHEAD_MIN));
+        }
+    }
+
+    /// Returns whether the next event has to wait until the other connections have followed.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.primary.next >= self.ahead
     }
 
     /// Moves back to the lowest unsettled event; with `live-first`, to the end, and the second reader back.
@@ -126,7 +154,10 @@ impl EventReader {
 
     /// Passes the next event to `send` if it is to be sent. Live events go first.
     pub(super) fn next(&mut self, may_backfill: bool, send: impl FnOnce(Outgoing<'_>)) -> Next {
-        let Self { link, sending, settled, primary, backfill, .. } = self;
+        if self.is_ahead() {
+            return Next::Nothing;
+        }
+        let Self { link, sending, orders, settled, primary, backfill, .. } = self;
         let (reader, is_backfill) = match primary.block.is_some() {
             true => (primary, false),
             false if may_backfill => (backfill, true),
@@ -144,6 +175,15 @@ impl EventReader {
             return Next::Skipped;
         }
         reader.next = offset + 1;
+        if link.connection.is_shared() {
+            let key = numbered.map_or_else(
+                || key_of_none(offset),
+                |(published, _)| key_of_event((offset, published, &record), orders.of(published), false),
+            );
+            if !link.connection.sends(key) {
+                return Next::Skipped;
+            }
+        }
         let Some((published, sequence)) = numbered else { return Next::Unreadable(offset) };
         if !link.to.takes(&published.publication.stream) {
             return Next::NotOwed(offset, published.stream);

@@ -41,7 +41,7 @@ impl Settler {
         if events.is_empty() {
             return;
         }
-        let LaneLink { lane, to, stats } = &self.link;
+        let LaneLink { lane, to, stats, .. } = &self.link;
         stats.overtaken.add(events.iter().map(|one| one.count).sum());
         stats.unannounced.add(events);
         if let Some(held_back) = self.warnings.allow(clock::instant()) {
@@ -55,7 +55,7 @@ impl Settler {
         if events.is_empty() {
             return Vec::new();
         }
-        let LaneLink { lane, to, stats } = &self.link;
+        let LaneLink { lane, to, stats, .. } = &self.link;
         let now = Timestamp::from(clock::wall());
         let deadline = tokio::time::Instant::from(clock::instant() + LETTERS_WAIT_MAX);
         let mut waiter = Waiter::default();

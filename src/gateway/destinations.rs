@@ -58,13 +58,13 @@ impl DestinationSpec {
         let (rotate, changed) = watch::channel(0);
         let lanes = services.handles.journal.lanes();
         let meter = services.handles.meters.of(&self.config.name);
-        let hours = |lane: &str| self.sending.get(lane)?.hours.clone();
         let budget = self.config.budget.clone().map(|budget| (budget, Arc::clone(&meter)));
-        let pressure = Pressure::new(lanes, hours, budget);
+        let pressure = Pressure::new(lanes, |lane: &str| self.sending.get(lane), budget);
         let rotation = CredentialRotation::new(changed);
         let (again, status) = <(Arc<forward::Stats>, Arc<forward::Stats>)>::default();
         let shared = Shared { handles: &services.handles, pressure, rotation, meter, again, status };
-        let (links, mut parts): (Vec<_>, Vec<_>) = lanes.iter().map(|lane| self.link(lane, &shared)).unzip();
+        let (links, parts): (Vec<_>, Vec<_>) = lanes.iter().map(|lane| self.link(lane, &shared)).unzip();
+        let mut parts: Vec<PartSpec> = parts.into_iter().flatten().collect();
         parts.push(self.order(&links, &shared));
         parts.push(self.resender(&shared));
         parts.push(self.status(&shared));
@@ -72,28 +72,35 @@ impl DestinationSpec {
         (rotate, links, parts)
     }
 
-    fn link(&self, lane: &Arc<Lane>, shared: &Shared<'_>) -> (LinkHandle, PartSpec) {
-        let (name, stats) = (self.config.name.clone(), Arc::new(forward::Stats::default()));
-        let sending = self.sending.get(&lane.name).cloned().unwrap_or_default();
-        let hours = sending.hours.clone();
+    /// Returns the link of a lane, and a part for each of its connections.
+    fn link(&self, lane: &Arc<Lane>, shared: &Shared<'_>) -> (LinkHandle, Vec<PartSpec>) {
+        let sending = Arc::new(self.sending.get(&lane.name).cloned().unwrap_or_default());
+        let (destination, hours) = (self.config.name.clone(), sending.hours.clone());
+        let stats = Arc::new(forward::Stats::of(sending.connections.max(1)));
         let line = Arc::clone(shared.pressure.line());
         let others = [("again", Arc::clone(&shared.again)), ("status", Arc::clone(&shared.status))];
-        let handle = LinkHandle { lane: Arc::clone(lane), destination: name, stats, hours, line, others };
-        let priority = if sending.yielding.is_some() { Priority::Low } else { Priority::Normal };
-        let spec = forward::ForwarderSpec {
-            config: Arc::clone(&self.config),
-            sending: Arc::new(sending),
-            pressure: Arc::clone(&shared.pressure),
-            client: self.config.client_ids().of(&lane.name, &self.around),
-            rotation: shared.rotation.clone(),
-            traffic: shared.meter.traffic(&lane.name),
-        };
-        let (dead, link) = (Arc::clone(shared.handles.journal.dead()), handle.clone());
-        let part = PartSpec::new(format!("link {}/{}", self.config.name, lane.name), move |shutdown| {
-            let forwarder = Forwarder::new(spec.clone(), &link.lane, &dead, Arc::clone(&link.stats));
-            Ok(Box::pin(forwarder.map_err(anyhow::Error::msg)?.run(shutdown)))
+        let handle = LinkHandle { lane: Arc::clone(lane), destination, stats, hours, line, others };
+        let traffic = shared.meter.traffic(&lane.name);
+        let parts = sending.connections().map(|connection| {
+            let name = connection.name(&lane.name);
+            let spec = forward::ForwarderSpec {
+                config: Arc::clone(&self.config),
+                sending: Arc::clone(&sending),
+                pressure: Arc::clone(&shared.pressure),
+                client: self.config.client_ids().of(&name, &self.around),
+                connection,
+                rotation: shared.rotation.clone(),
+                traffic: Arc::clone(&traffic),
+            };
+            let (dead, link) = (Arc::clone(shared.handles.journal.dead()), handle.clone());
+            let part = PartSpec::new(format!("link {}/{name}", self.config.name), move |shutdown| {
+                let forwarder = Forwarder::new(spec.clone(), &link.lane, &dead, Arc::clone(&link.stats));
+                Ok(Box::pin(forwarder.map_err(anyhow::Error::msg)?.run(shutdown)))
+            });
+            part.with_priority(if sending.yielding.is_some() { Priority::Low } else { Priority::Normal })
         });
-        (handle, part.with_priority(priority))
+        let parts = parts.collect();
+        (handle, parts)
     }
 
     fn resender(&self, shared: &Shared<'_>) -> PartSpec {

@@ -355,22 +355,28 @@ impl World {
             let text = format!("name = \"{0}\"\nurl = \"mqtt://{0}:1883\"\nwindow = 20\n", to.name);
             let config: Arc<forward::Config> = Arc::new(toml::from_str(&text).expect("a destination"));
             let journal = &running.stepped.journal;
-            let pressure = Pressure::new(journal.lanes(), |_| None, None);
+            // Some incarnations of a destination have one connection for each lane, others several.
+            let sending = Arc::new(Sending { connections: 1 + to.incarnation as u16 % 3, ..Sending::default() });
+            let pressure = Pressure::new(journal.lanes(), |_| Some(&*sending), None);
             let (_changes, changed) = watch::channel(0);
             let mut links = Vec::new();
             for lane in journal.lanes() {
-                let place = forward::ForwarderSpec {
-                    config: Arc::clone(&config),
-                    sending: Arc::new(Sending::default()),
-                    pressure: Arc::clone(&pressure),
-                    client: format!("g-{}", lane.name),
-                    traffic: Arc::default(),
-                    rotation: CredentialRotation::new(changed.clone()),
-                };
-                let stats: Arc<forward::Stats> = Arc::default();
-                let forwarder = Forwarder::new(place, lane, journal.dead(), Arc::clone(&stats)).expect("a forwarder");
-                let (trigger, shutdown) = shutdown::pair();
-                links.push(Link { stats, trigger, task: tokio::spawn(forwarder.run(shutdown)) });
+                let stats = Arc::new(forward::Stats::of(sending.connections));
+                for connection in sending.connections() {
+                    let place = forward::ForwarderSpec {
+                        config: Arc::clone(&config),
+                        sending: Arc::clone(&sending),
+                        pressure: Arc::clone(&pressure),
+                        client: format!("g-{}", connection.name(&lane.name)),
+                        connection,
+                        traffic: Arc::default(),
+                        rotation: CredentialRotation::new(changed.clone()),
+                    };
+                    let forwarder = Forwarder::new(place, lane, journal.dead(), Arc::clone(&stats));
+                    let (trigger, shutdown) = shutdown::pair();
+                    let task = tokio::spawn(forwarder.expect("a forwarder").run(shutdown));
+                    links.push(Link { stats: Arc::clone(&stats), trigger, task });
+                }
             }
             running.links.insert(to.name.clone(), links);
         }

@@ -139,7 +139,8 @@ impl Cursor {
 
     /// Whether an offset is settled.
     pub fn contains(&self, offset: u64) -> bool {
-        offset < self.low || self.ranges.iter().any(|&(from, to)| (from..to).contains(&offset))
+        let range = self.ranges.partition_point(|&(_, end)| end <= offset);
+        offset < self.low || self.ranges.get(range).is_some_and(|&(from, _)| from <= offset)
     }
 
     /// Settles one event. Returns `false` if it was settled before.

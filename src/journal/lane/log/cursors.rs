@@ -17,6 +17,11 @@ impl LaneLog {
         self.log.lock().settled.iter().find(|settled| settled.destination == destination).cloned()
     }
 
+    /// Returns the lowest unsettled offset of a destination.
+    pub fn settled_below(&self, destination: &str) -> Option<u64> {
+        self.log.lock().settled.iter().find(|settled| settled.destination == destination).map(|settled| settled.low)
+    }
+
     /// Settles events for a destination. The writer stores the cursor with the next commit, or alone if the lane is idle.
     pub fn settle(&self, destination: &str, events: &[(u64, u32, Outcome)]) {
         self.change_settled(destination, |settled| {
