@@ -11,7 +11,7 @@ use super::error::LinkError;
 use super::line::Line;
 use super::peer::Peer;
 use super::progress::{Progress, Step};
-use super::stream::Stream;
+use super::stream::{self, Stream};
 use crate::clock;
 use crate::mqtt::Protocol;
 use crate::mqtt::aliases::TopicAliases;
@@ -185,12 +185,7 @@ impl Session {
     /// more than its priority.
     pub(crate) fn set_dscp(&self, dscp: u8) {
         if let Some(tcp) = self.stream.tcp() {
-            // The two lower bits of the field are those of congestion notification.
-            let (socket, field) = (socket2::SockRef::from(tcp), u32::from(dscp) << 2);
-            let _ = match tcp.peer_addr() {
-                Ok(peer) if peer.is_ipv6() => socket.set_tclass_v6(field),
-                _ => socket.set_tos_v4(field),
-            };
+            stream::mark(tcp, dscp);
         }
     }
 

@@ -50,6 +50,17 @@ impl Stream {
     }
 }
 
+/// Marks the packets of a connection with a DSCP from 0 to 63, as far as the system allows it.
+pub(super) fn mark(tcp: &TcpStream, dscp: u8) {
+    // The two lower bits of the field are those of congestion notification.
+    let (socket, field) = (socket2::SockRef::from(tcp), u32::from(dscp) << 2);
+    // A socket of IPv6 has both fields: it sends IPv4 to a peer with a mapped address.
+    let _ = socket.set_tos_v4(field);
+    if tcp.peer_addr().is_ok_and(|peer| peer.is_ipv6()) {
+        let _ = socket.set_tclass_v6(field);
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -90,6 +101,37 @@ impl AsyncWrite for Stream {
             Self::WebSocket(stream) => Pin::new(stream).poll_shutdown(context),
             #[cfg(test)]
             Self::Memory(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use tokio::net::TcpSocket;
+
+    #[tokio::test]
+    async fn packets_are_marked_on_ipv4_ipv6_and_mapped_addresses() {
+        for (listen, is_v6) in [("127.0.0.1:0", false), ("[::1]:0", true), ("[::ffff:127.0.0.1]:0", true)] {
+            let listener = match TcpListener::bind(listen) {
+                Ok(listener) => listener,
+                // The machine has no IPv6.
+                Err(error) => {
+                    println!("{listen}: {error}");
+                    assert!(is_v6);
+                    continue;
+                }
+            };
+            let address = listener.local_addr().expect("an address");
+            let socket = if is_v6 { TcpSocket::new_v6() } else { TcpSocket::new_v4() };
+            let tcp = socket.expect("a socket").connect(address).await.expect("connects");
+            mark(&tcp, 46);
+            let socket = socket2::SockRef::from(&tcp);
+            assert_eq!(socket.tos_v4().expect("a field"), 46 << 2, "{listen}");
+            if is_v6 {
+                assert_eq!(socket.tclass_v6().expect("a field"), 46 << 2, "{listen}");
+            }
         }
     }
 }
