@@ -47,6 +47,7 @@ pub async fn run(spec: StatusSpec, mut shutdown: Shutdown) {
         report,
         heartbeat: config.idle_interval(),
         last_id: 0,
+        is_unretained: false,
         is_waiting: false,
         next_heartbeat: clock::instant(),
     };
@@ -67,6 +68,8 @@ struct Publisher {
     report: Report,
     heartbeat: Duration,
     last_id: u16,
+    /// The broker refuses to retain messages, the will among them.
+    is_unretained: bool,
     /// Whether the last heartbeat is unanswered.
     is_waiting: bool,
     next_heartbeat: Instant,
@@ -75,7 +78,7 @@ struct Publisher {
 impl Conversation for Publisher {
     async fn prepare(&mut self, connect_as: &mut ConnectAs) {
         let payload = event(&self.around, "offline", "");
-        connect_as.will = Some(Will { topic: self.topic.clone(), payload });
+        connect_as.will = Some(Will { topic: self.topic.clone(), payload, retain: !self.is_unretained });
     }
 
     fn begin(&mut self, session: &Session, _start: Start, _output: &mut Output) {
@@ -128,6 +131,9 @@ impl Conversation for Publisher {
 
     // The forwarders report a conflict of client ids; here the longer pause is enough.
     fn down(&mut self, error: &LinkError, _conflict: Option<Conflict>) {
+        if error.is_about_retain() {
+            self.is_unretained = true;
+        }
         if self.stats.set_down(error, error.to_string()) {
             tracing::warn!(destination = %self.destination, %error, "no status connection, will reconnect");
         }

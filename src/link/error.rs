@@ -1,6 +1,6 @@
 //! Errors of a link, worded for the operator who has to fix the cause.
 
-use crate::mqtt::client::{BrokerFault, TAKEN_OVER};
+use crate::mqtt::client::{BrokerFault, NO_RETAIN, TAKEN_OVER};
 use crate::secret::Unreadable;
 use crate::setting::Span;
 use crate::tls::TlsError;
@@ -90,6 +90,11 @@ impl LinkError {
     /// Returns whether something that was sent may have ended a working session: the peer ended it, or its answer was wrong.
     pub fn may_be_about_a_publish(&self) -> bool {
         self.is_by_peer() || matches!(self, Self::Protocol(_))
+    }
+
+    /// Whether the broker refuses a will that it would have to retain.
+    pub fn is_about_retain(&self) -> bool {
+        matches!(self, Self::Refused(reason) if reason.starts_with(NO_RETAIN))
     }
 
     /// Whether the broker ended the session because another client connected with the same client id.

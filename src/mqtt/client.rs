@@ -53,9 +53,10 @@ impl Default for Limits {
 /// The will message, which the broker publishes when the connection is lost.
 #[derive(Clone, Debug)]
 pub struct Will {
-    /// Topic name; the broker retains the message there.
     pub topic: String,
     pub payload: Vec<u8>,
+    /// The broker keeps the message for those who subscribe later.
+    pub retain: bool,
 }
 
 /// Parameters of a persistent session that receives messages.
@@ -206,7 +207,7 @@ impl ConnectRequest<'_> {
                     topic: Bytes::from(will.topic.clone().into_bytes()),
                     message: Bytes::from(will.payload.clone()),
                     qos: QoS::AtLeastOnce,
-                    retain: true,
+                    retain: will.retain,
                     properties: None,
                 });
                 let mut login = login.map(|(user, password)| v5::Login::new(user, password));
@@ -218,8 +219,9 @@ impl ConnectRequest<'_> {
                 let mut connect = v4::Connect::new(client);
                 connect.keep_alive = keep_alive;
                 connect.clean_session = inbox.is_none();
-                connect.last_will = will
-                    .map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), codec::QoS::AtLeastOnce, true));
+                let qos = codec::QoS::AtLeastOnce;
+                connect.last_will =
+                    will.map(|will| v4::LastWill::new(&will.topic, will.payload.clone(), qos, will.retain));
                 if let Some((user, password)) = login {
                     connect.set_login(user, password);
                 }
@@ -341,6 +343,8 @@ fn read_v5(input: &mut BytesMut) -> Result<Option<Reply>, BrokerFault> {
 
 /// Text of a DISCONNECT with [`ReasonCode::SessionTakenOver`].
 pub(crate) const TAKEN_OVER: &str = "session taken over";
+/// The start of the reason if the broker retains no messages and the client has a will that it would have to retain.
+pub(crate) const NO_RETAIN: &str = "RetainNotSupported";
 
 fn with_text(code: String, text: Option<String>) -> String {
     match text {

@@ -127,6 +127,13 @@ impl Drop for Scripted {
     }
 }
 
+/// A code about retained messages refuses only a will that is to be retained.
+fn is_refused_will(flags: u8, code: Option<u8>) -> bool {
+    const RETAIN_NOT_SUPPORTED: u8 = 0x9A;
+    let meant = if code == Some(RETAIN_NOT_SUPPORTED) { 0x24 } else { 0x04 };
+    code.is_some() && flags & meant == meant
+}
+
 /// An answer on its way, and the publish that it is about.
 struct Pending {
     due: Instant,
@@ -151,7 +158,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         while let Ok(Some(frame)) = forebay::mqtt::frame(&input[at..], usize::MAX) {
             at += frame.length;
             match frame.first >> 4 {
-                1 if frame.body[7] & 4 != 0 && shared.refuse_wills.is_some() => {
+                1 if is_refused_will(frame.body[7], shared.refuse_wills) => {
                     return stream.write_all(&[0x20, 3, 0, shared.refuse_wills.unwrap_or(0), 0]);
                 }
                 1 => {
