@@ -34,6 +34,7 @@ pub mod meter;
 mod outgoing;
 pub mod overtaken;
 mod pace;
+mod packet_sizes;
 mod probe;
 mod reader;
 pub mod replays;

@@ -294,6 +294,33 @@ fn an_event_that_ends_the_connection_is_isolated_by_halving() {
     }
 }
 
+/// Central ends the connection at packets above a size that it does not announce.
+#[test]
+fn a_size_that_central_does_not_take_ends_few_connections() {
+    const BYTES_MAX: usize = 6000;
+    for (name, lane) in [("size", ""), ("size-batch", "\n[lane.critical]\nbatch = { events = 50, age = \"20ms\" }\n")] {
+        let centre = Scripted::start(vec![], |seen| match seen.bytes > BYTES_MAX {
+            true => Do::Close,
+            false => Do::Late(0, Duration::from_millis(20)),
+        });
+        let gateway = gateway(name, "key", &format!("{}{lane}", centre.destination("central")));
+        let (mut device, _) = Client::connect(gateway.address, &Hello { client: "large", ..Hello::default() });
+        let mut counts = Vec::new();
+        for round in 1..=6 {
+            feed(&gateway, 10, 20 * round);
+            let large = payload(900, round).replace('}', &format!(",\"note\":\"{}\"}}", "x".repeat(BYTES_MAX)));
+            device.publish(true, round as u16, "plant/line1/m900/state", large.as_bytes());
+            feed(&gateway, 10, 20 * round);
+            gateway.await_status("nothing is queued", PATIENCE, |status| sum(status, "queued") == 0);
+            counts.push(centre.seen().iter().map(|one| one.connection).collect::<BTreeSet<_>>().len());
+        }
+        println!("{name}: connections after each of the rounds: {counts:?}");
+        assert_eq!(dead(&gateway).len(), 6, "the large ones");
+        let later = counts.windows(2).skip(1).map(|two| two[1] - two[0]);
+        assert!(later.max() <= Some(2), "{name}: {counts:?}");
+    }
+}
+
 /// The answer to one event is a packet that answers no publish: the gateway itself ends the connection.
 #[test]
 fn an_event_whose_answer_cannot_be_understood_is_isolated() {
@@ -326,6 +353,17 @@ fn a_connection_that_central_refuses_is_a_problem_with_its_reason_and_since_when
     let health = gateway.command(&["health", "CONFIG"]);
     let text = String::from_utf8_lossy(&health.stdout).into_owned();
     assert!(health.status.success() && text.contains("link central/status"), "{text}");
+}
+
+#[test]
+fn a_broker_that_refuses_a_retained_will_gets_one_that_it_does_not_retain() {
+    // Retain Available 0.
+    let centre = Scripted::refusing_wills(Some(0x9A), vec![0x25, 0], |_| Do::Answer(0));
+    let gateway = gateway("unretained", "key", &centre.destination("central"));
+    let status = gateway.await_status("it is a note", PATIENCE, |status| {
+        status["notes"].to_string().contains("link central/status: central retains no messages")
+    });
+    assert!(!status["problems"].to_string().contains("central/status"), "{status:#}");
 }
 
 /// Twenty in flight at 300 ms: the backlog grew for ever, and all was well.

@@ -171,6 +171,9 @@ impl Conversation for Forwarder {
                 Ok(Some(answered)) => {
                     count += 1;
                     carried.add(answered.bytes, answered.sent.sent_at);
+                    if answered.rejection.is_none() {
+                        self.sender.sizes.record_passed(answered.bytes);
+                    }
                     answers.take(answered, &mut self.sender, &mut self.settler.warnings);
                 }
                 Ok(None) => break end,
@@ -195,16 +198,21 @@ impl Conversation for Forwarder {
 
     async fn lost(&mut self, error: &LinkError, _lasted: Duration, _output: &Output) -> LostSession {
         let lowest = self.sender.publishes.in_flight.lowest();
+        let bytes = self.sender.publishes.in_flight.bytes() as usize;
         match self.probe.guilty(error, lowest) {
             Some(offset) => {
                 let reason = "central ends the connection whenever it is sent this event";
                 self.write_dead_letters(&[(offset, reason.into())]).await;
+                self.sender.sizes.record_failed(bytes, clock::instant());
                 self.probe.clear();
                 self.sender.publishes.in_flight.clear();
             }
             None => {
-                let alone = self.probe.record_end(error, &self.sender.publishes.in_flight);
-                alone.into_iter().for_each(|events| self.sender.batcher.halve_size(events));
+                let LaneSender { publishes, sizes, batcher, .. } = &mut self.sender;
+                if let Some(events) = self.probe.record_end(error, &publishes.in_flight, sizes) {
+                    sizes.record_failed(bytes, clock::instant());
+                    batcher.halve_size(events);
+                }
             }
         }
         if matches!(error, LinkError::Silent(_) | LinkError::Stuck(_)) {

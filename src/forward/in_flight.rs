@@ -163,6 +163,11 @@ impl<T> InFlight<T> {
 }
 
 impl InFlight<Publish> {
+    /// Iterates over the publishes with their sizes in bytes.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = (&Publish, usize)> {
+        self.sent.iter().flatten().map(|(sent, bytes)| (sent, *bytes as usize))
+    }
+
     /// Returns the lowest offset in flight.
     pub(super) fn lowest(&self) -> Option<u64> {
         self.iter().map(|sent| sent.offset).min()

@@ -10,6 +10,7 @@ use super::lane_link::LaneLink;
 use super::line_room::LineRoom;
 use super::outgoing::{Mark, Outgoing};
 use super::pace::{Batch, BatchWhen, Sending};
+use super::packet_sizes::PacketSizes;
 use super::sender::Sender;
 use super::throttle::Throttle;
 use crate::clock;
@@ -36,6 +37,7 @@ pub(super) struct LaneSender {
     pub followed: Followed,
     pub order: KeyOrder,
     pub throttle: Throttle,
+    pub sizes: PacketSizes,
     orders: StreamOrders,
     pub room: LineRoom,
     /// Events wait that the window or the line does not take.
@@ -65,8 +67,8 @@ impl LaneSender {
         let (publishes, orders) = (Sender::new(&link.to), StreamOrders::new(&sending.orders));
         let throttle = Throttle::new(clock::instant());
         let (batcher, followed, order) = (Batcher::default(), Followed::default(), KeyOrder::default());
-        let room = LineRoom::new(share);
-        Self { link, sending, publishes, batcher, followed, order, throttle, orders, room, is_behind: false }
+        let (room, sizes) = (LineRoom::new(share), PacketSizes::default());
+        Self { link, sending, publishes, batcher, followed, order, throttle, sizes, orders, room, is_behind: false }
     }
 
     /// The mark of the lane's packets.
@@ -167,7 +169,8 @@ impl LaneSender {
             Some(batch) if self.adds_to_batch(batch, stream, order) => {
                 // A batch that the line does not carry within its age would only delay what comes behind it.
                 let line_bytes_max = self.room.share().line().batch_bytes(batch.age.0, pass.now);
-                let bytes_max = (pass.session.limits().packet_bytes_max, line_bytes_max);
+                let taken_max = self.sizes.batch_bytes_max(pass.now);
+                let bytes_max = (pass.session.limits().packet_bytes_max, line_bytes_max.min(taken_max));
                 self.batcher.add(batch, bytes_max, event, (pass.now, order));
                 self.follow(event);
             }

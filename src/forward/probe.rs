@@ -2,13 +2,15 @@
 //!
 //! From the second connection on that ends with publishes in flight, the forwarder halves the number of publishes in
 //! flight with each further one. A batch that is alone then is halved as well. An event that is alone is sent once more,
-//! after central has answered a PINGREQ: if the connection ends again, the event is the reason.
+//! after central has answered a PINGREQ: if the connection ends again, the event is the reason. An event of a size that
+//! has ended a connection before is probed at once.
 //!
 //! Promise: one event among a thousand is found within a dozen connections, also if central acknowledges none of them.
 //! A central that ends every connection gets [`VERDICTS_MAX`] events taken from its lane, and then one per
 //! [`VERDICT_PAUSE`].
 
 use super::in_flight::{InFlight, Publish};
+use super::packet_sizes::PacketSizes;
 use crate::clock;
 use crate::link::LinkError;
 use std::time::{Duration, Instant};
@@ -98,13 +100,24 @@ impl Probe {
     }
 
     /// Counts the end of a connection. Returns the number of events of the batch that was alone in flight.
-    pub(super) fn record_end(&mut self, error: &LinkError, in_flight: &InFlight<Publish>) -> Option<usize> {
+    pub(super) fn record_end(
+        &mut self,
+        error: &LinkError,
+        in_flight: &InFlight<Publish>,
+        sizes: &PacketSizes,
+    ) -> Option<usize> {
         let count = in_flight.count();
         if count == 0 || !error.may_be_about_a_publish() {
             return None;
         }
         self.ends = self.ends.saturating_add(1);
         self.passed = 0;
+        let now = clock::instant();
+        let is_suspect = |(publish, bytes): &(&Publish, usize)| publish.count() == 1 && sizes.is_suspect(*bytes, now);
+        if let Some((suspect, _)) = in_flight.sizes().find(is_suspect) {
+            self.suspect = Some(suspect.offset);
+            return None;
+        }
         if self.ends < ENDS_BEFORE_HALVING {
             return None;
         }
@@ -146,7 +159,7 @@ mod tests {
                     if probe.guilty(&broken, in_flight.lowest()) == Some(bad) {
                         return connection;
                     }
-                    probe.record_end(&broken, &in_flight);
+                    probe.record_end(&broken, &in_flight, &PacketSizes::default());
                     break;
                 }
                 settled = sent.end;
@@ -174,7 +187,7 @@ mod tests {
             let mut in_flight = InFlight::default();
             in_flight.push(Publish::new(offset, 0, Instant::now(), Timestamp(0)), 1);
             for _ in 0..4 {
-                probe.record_end(&broken, &in_flight);
+                probe.record_end(&broken, &in_flight, &PacketSizes::default());
                 probe.step = ProbeStep::Sent;
                 guilty += u32::from(probe.guilty(&broken, in_flight.lowest()).is_some());
             }
