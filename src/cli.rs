@@ -75,6 +75,9 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     after_help = EXITS
 )]
 struct Cli {
+    // Before the command. The option is global, so that the command has the value.
+    #[command(flatten)]
+    _config: ConfigFile,
     #[command(subcommand)]
     command: Command,
 }

@@ -109,6 +109,7 @@ mod identity;
 /// Rights that are withdrawn end at once, in whatever state a client is.
 mod rights_change;
 /// Refused clients reach central as security events.
+mod screens;
 mod security;
 
 /// Answers of the command socket need little memory, whatever their size.

@@ -76,6 +76,12 @@ fn the_configuration_of_the_working_folder_or_the_environment_is_found() {
     let here = run(&["check", "-c", "forebay.toml"]);
     assert!(here.starts_with("forebay.toml: good") || here.contains("\nforebay.toml: good"), "{here}");
     assert_has(&run(&["check", "forebay.toml"]), &["forebay.toml: good"]);
+    // Before the command it was once "an unexpected argument".
+    for arguments in [&["-c", "forebay.toml", "check"][..], &["--config", "forebay.toml", "config", "show"]] {
+        let here = run(arguments);
+        assert!(here.contains("good") || here.contains("\"here\""), "{arguments:?}: {here}");
+        assert!(!here.contains("\"there\"") && !here.contains("other/"), "{arguments:?}: {here}");
+    }
 }
 
 #[test]

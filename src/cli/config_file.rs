@@ -1,7 +1,7 @@
 //! The configuration file that a command uses.
 //!
-//! Promise: `--config` comes first, then `FOREBAY_CONFIG`, then `./forebay.toml`, then that of the package. A file that
-//! another user has put into the working folder is never taken by itself.
+//! Promise: `--config`, before or after the command, comes first, then `FOREBAY_CONFIG`, then `./forebay.toml`, then that
+//! of the package. A file that another user has put into the working folder is never taken by itself.
 
 use clap::Args;
 use std::ops::Deref;
@@ -21,6 +21,7 @@ pub(super) struct ConfigFile {
         short = 'c',
         long,
         value_name = "FILE",
+        global = true,
         env = "FOREBAY_CONFIG",
         hide_env_values = true,
         default_value_os_t = default(),

@@ -8,7 +8,7 @@ pub(super) use destinations::{destination_list, destinations};
 pub(super) use devices::devices;
 pub(super) use status::status;
 
-use super::table::{age, coloured, seconds, shortened, table};
+use super::table::{age, coloured, seconds, shortened, shortened_cell, table, wrapped};
 use crate::api::{AuditEntry, Balance, Exception, Letter, LetterStage, Replay, ReplayState, TailEvent};
 use crate::event::Timestamp;
 use crate::setting::grouped as number;
@@ -46,7 +46,7 @@ pub(super) fn ledger(balances: &[Balance], is_coloured: bool) -> String {
     let mut out = table(&head, &[3, 4, 5, 6, 7, 8, 9, 10], &rows, is_coloured);
     let uneven: Vec<_> = balances.iter().filter_map(Balance::imbalance).collect();
     for text in &uneven {
-        let text = format!("! {text}; run `forebay verify`");
+        let text = wrapped(&format!("! {text}; run `forebay verify`"));
         let _ = writeln!(out, "\n{}", coloured(&text, "31;1", is_coloured));
     }
     if uneven.is_empty() {
@@ -135,8 +135,8 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
                 seconds(&letter.recorded),
                 letter.fate.state.name().to_owned(),
                 letter.stream.to_string(),
-                shortened(&letter.origin, TOPIC_SHOWN),
-                shortened(&letter.topic, TOPIC_SHOWN),
+                shortened_cell(&letter.origin, TOPIC_SHOWN),
+                shortened_cell(&letter.topic, TOPIC_SHOWN),
                 shortened(&letter.reason, REASON_SHOWN),
             ]
         })

@@ -9,6 +9,7 @@ use crate::setting::rough;
 use crate::telemetry::shown;
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::time::Duration;
 
 /// Formats a table with aligned columns. `right` lists the right-aligned columns of numbers. On a terminal it fits the
 /// width: long texts are shortened, then columns are left out.
@@ -17,13 +18,16 @@ pub(super) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_col
 }
 
 /// Columns that are left out of a table that does not fit, the first ones first. `--json` has them all.
-const OPTIONAL: [&str; 16] = [
+const OPTIONAL: [&str; 19] = [
     "REPEATS",
     "DISK",
     "LAST ANSWER (UTC)",
     "IN FLIGHT",
     "DROPPED",
     "BACKLOG",
+    "WHEN FULL, IT",
+    "ACK P50 / P99",
+    "USED UP IN",
     "CONNECTED SINCE",
     "ACCEPTED",
     "IDENTITY",
@@ -35,10 +39,12 @@ const OPTIONAL: [&str; 16] = [
     "STREAM",
     "UNHEARD",
 ];
+/// Columns of the ledger that say nothing while all their cells are 0.
+const OPTIONAL_IF_ZERO: [&str; 5] = ["SET ASIDE", "DISCARDED", "SHED", "EXPIRED", "DEAD"];
 /// A text is not shortened below this width while there are columns to leave out.
 const SHORTENED_MIN: usize = 28;
 /// A text is never shortened below this width.
-const SHORTENED_LEAST: usize = 12;
+const SHORTENED_LEAST: usize = 10;
 /// Blanks between two columns.
 const GAP: usize = 2;
 
@@ -62,12 +68,16 @@ fn table_within(
             *width = (*width).max(cell.chars().count());
         }
     }
-    let kept = columns.map_or_else(|| (0..head.len()).collect(), |columns| fit(head, right, &mut widths, columns));
+    let is_zero = |index: usize| rows.iter().all(|row| row.get(index).is_some_and(|cell| cell == "0"));
+    let kept = match columns {
+        Some(columns) => fit(head, right, &mut widths, (columns, &is_zero)),
+        None => (0..head.len()).collect(),
+    };
     let mut out = String::new();
     let mut push = |cells: &dyn Fn(usize) -> String, is_head: bool| {
         let mut line = String::new();
         for index in &kept {
-            let cell = shortened(&cells(*index), widths[*index]);
+            let cell = shortened_cell(&cells(*index), widths[*index]);
             let pad = " ".repeat(widths[*index].saturating_sub(cell.chars().count()));
             let _ = match right.contains(index) {
                 true => write!(line, "{pad}{cell}  "),
@@ -85,14 +95,23 @@ fn table_within(
 }
 
 /// Shortens texts and leaves columns out until the table fits. Returns the columns that stay.
-fn fit(head: &[&str], right: &[usize], widths: &mut [usize], columns: usize) -> Vec<usize> {
+fn fit(
+    head: &[&str],
+    right: &[usize],
+    widths: &mut [usize],
+    (columns, is_zero): (usize, &dyn Fn(usize) -> bool),
+) -> Vec<usize> {
     let mut kept: Vec<usize> = (0..head.len()).collect();
     // Times are useless without their end.
     let is_text =
         |index: usize| !right.contains(&index) && !head[index].contains("UTC") && !head[index].contains("SINCE");
-    let has_optional = |kept: &[usize]| kept.iter().any(|index| OPTIONAL.contains(&head[*index]));
+    let next_optional = |kept: &[usize]| {
+        let place = |name: &&str| kept.iter().position(|index| head[*index] == *name);
+        let empty = OPTIONAL_IF_ZERO.iter().filter_map(place).find(|place| is_zero(kept[*place]));
+        empty.or_else(|| OPTIONAL.iter().find_map(place))
+    };
     let least = |index: usize, kept: &[usize]| {
-        let least = if has_optional(kept) { SHORTENED_MIN } else { SHORTENED_LEAST };
+        let least = if next_optional(kept).is_some() { SHORTENED_MIN } else { SHORTENED_LEAST };
         least.max(head[index].chars().count())
     };
     let total = |kept: &[usize], widths: &[usize]| {
@@ -105,8 +124,7 @@ fn fit(head: &[&str], right: &[usize], widths: &mut [usize], columns: usize) -> 
         }
         let can_shrink = |index: &&usize| is_text(**index) && widths[**index] > least(**index, &kept);
         let room: usize = kept.iter().filter(can_shrink).map(|index| widths[*index] - least(*index, &kept)).sum();
-        let optional = OPTIONAL.iter().find_map(|name| kept.iter().position(|index| head[*index] == *name));
-        match (room >= excess, optional) {
+        match (room >= excess, next_optional(&kept)) {
             (false, Some(position)) => drop(kept.remove(position)),
             (false, None) if room == 0 => return kept,
             _ => {
@@ -116,6 +134,39 @@ fn fit(head: &[&str], right: &[usize], widths: &mut [usize], columns: usize) -> 
             }
         }
     }
+}
+
+/// Breaks a text between words, so that no line is wider than the terminal. Further lines are indented.
+pub(super) fn wrapped(text: &str) -> String {
+    wrapped_within(text, columns())
+}
+
+fn wrapped_within(text: &str, columns: Option<usize>) -> String {
+    const INDENT: &str = "  ";
+    let Some(columns) = columns else { return text.to_owned() };
+    let (mut out, mut used) = (String::new(), 0);
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if used > 0 && used + 1 + width > columns {
+            out.push('\n');
+            out.push_str(INDENT);
+            used = INDENT.len();
+        } else if !out.is_empty() {
+            out.push(' ');
+            used += 1;
+        }
+        // A path may be longer than a line.
+        for letter in word.chars() {
+            if used == columns {
+                out.push('\n');
+                out.push_str(INDENT);
+                used = INDENT.len();
+            }
+            out.push(letter);
+            used += 1;
+        }
+    }
+    out
 }
 
 /// The address of a peer, without its port.
@@ -144,6 +195,27 @@ pub(super) fn shortened(text: &str, chars_max: usize) -> String {
     match text.char_indices().nth(chars_max) {
         None => text.into_owned(),
         Some(_) => text.chars().take(chars_max - 1).chain(['…']).collect(),
+    }
+}
+
+/// Truncates a text of a table. A name, which has no blanks, keeps its end too: names of machines often differ there alone.
+pub(super) fn shortened_cell(text: &str, chars_max: usize) -> String {
+    let text = shown(text);
+    let count = text.chars().count();
+    if count <= chars_max || text.contains(' ') {
+        return shortened(&text, chars_max);
+    }
+    let start = chars_max / 2;
+    let end = chars_max - start - 1;
+    text.chars().take(start).chain(['…']).chain(text.chars().skip(count - end)).collect()
+}
+
+/// Formats the seconds that a clock is ahead of that of the gateway.
+pub(super) fn clock_offset(seconds: f64) -> String {
+    let sign = if seconds < 0.0 { '-' } else { '+' };
+    match Duration::try_from_secs_f64(seconds.abs()) {
+        Ok(span) if span >= Duration::from_secs(60) => format!("{sign}{}", rough(span)),
+        _ => format!("{seconds:+.1} s"),
     }
 }
 
@@ -210,5 +282,28 @@ mod tests {
         }
         let (width, text) = widest(None);
         assert!(width > 150 && text.contains("number-049"), "a pipe gets everything");
+    }
+
+    #[test]
+    fn a_name_keeps_its_end_and_a_sentence_its_beginning() {
+        let name = "packaging-machine-of-hall-seven-number-001";
+        assert_eq!(shortened_cell(name, 16), "packagin…ber-001");
+        assert_eq!(shortened_cell("ä".repeat(20).as_str(), 11), format!("{0}…{0}", "ä".repeat(5)));
+        assert_eq!(shortened_cell("the sensor is broken", 11), "the sensor…");
+        assert_eq!((clock_offset(-547_601.7), clock_offset(0.13)), ("-6d 8h".into(), "+0.1 s".into()));
+        assert_eq!(clock_offset(f64::NAN), "NaN s");
+    }
+
+    #[test]
+    fn a_long_text_breaks_between_words_and_loses_nothing() {
+        let text = format!("! lane critical: {} cannot be written: no space left on the device", "/data".repeat(20));
+        for columns in [40, 80] {
+            let wrapped = wrapped_within(&text, Some(columns));
+            assert!(wrapped.lines().all(|line| line.chars().count() <= columns), "{wrapped}");
+            let bare = |text: &str| text.split_whitespace().collect::<String>();
+            assert_eq!(bare(&wrapped), bare(&text));
+        }
+        assert_eq!(wrapped_within("one two three", Some(9)), "one two\n  three");
+        assert_eq!(wrapped_within(&text, None), text);
     }
 }

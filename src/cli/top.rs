@@ -7,7 +7,7 @@ mod rows;
 
 use super::client::{At, runtime, socket_path};
 use super::socket;
-use super::table::shortened;
+use super::table::{shortened, shortened_cell};
 use crate::api::{Exception, Letter, ListedDevice, Status};
 use crate::clock;
 use crate::setting::{Span, rough};
@@ -185,7 +185,7 @@ impl Choice {
 
 fn draw(frame: &mut Frame<'_>, answers: &Answers, choice: &mut Choice) {
     let Some(status) = &answers.status else { return };
-    let problems = problems(status, answers);
+    let problems = problems(status, answers, usize::from(frame.area().width));
     let height = u16::try_from(problems.len()).unwrap_or(0);
     let parts = [
         Constraint::Length(1),
@@ -202,6 +202,7 @@ fn draw(frame: &mut Frame<'_>, answers: &Answers, choice: &mut Choice) {
         shown(&status.environment),
         rough(Duration::from_secs(status.uptime_seconds))
     );
+    let title = shortened(&title, usize::from(head.width).max(1));
     frame.render_widget(Line::from(title).style(Modifier::BOLD), head);
     frame.render_widget(Paragraph::new(problems), above);
     frame.render_widget(pages(choice.page), tabs);
@@ -218,9 +219,10 @@ fn draw(frame: &mut Frame<'_>, answers: &Answers, choice: &mut Choice) {
 }
 
 /// The problems and notes, worst first.
-fn problems<'a>(status: &'a Status, answers: &'a Answers) -> Vec<Line<'a>> {
-    let line = |sign: &'static str, colour: Color, text: &'a str| {
-        Line::from(vec![Piece::styled(sign, Style::new().fg(colour).bold()), Piece::raw(shown(text))])
+fn problems(status: &Status, answers: &Answers, columns: usize) -> Vec<Line<'static>> {
+    let line = |sign: &'static str, colour: Color, text: &str| {
+        let text = shortened(text, columns.saturating_sub(sign.chars().count()).max(1));
+        Line::from(vec![Piece::styled(sign, Style::new().fg(colour).bold()), Piece::raw(text)])
     };
     let failure = answers.failure.iter().map(|text| line("! ", Color::Red, text));
     let problems = status.problems.iter().map(|text| line("! ", Color::Red, text));
@@ -259,7 +261,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, listing: &Listing, state: &mut 
     };
     let rows = listing.rows.iter().map(|row| {
         let cells = kept.iter().map(|index| {
-            let text = Line::from(shortened(&row.cells[*index], widths[*index]));
+            let text = Line::from(shortened_cell(&row.cells[*index], widths[*index]));
             Cell::from(if listing.right.contains(index) { text.right_aligned() } else { text })
         });
         Row::new(cells.collect::<Vec<_>>()).style(colour(row.mood))
@@ -280,41 +282,76 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, listing: &Listing, state: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Timestamp;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
+    /// Answers of a gateway with 50 devices of long names. Ages are of three days and some hours.
     fn answers() -> Answers {
-        let text = include_str!("top/example.json");
-        let status: Status = serde_json::from_str(text).expect("a status");
-        let device = |number: usize| {
-            let text = format!(
-                r#"{{"kind":"mqtt","source":"shopfloor","client":"packaging-machine-of-hall-seven-number-{number:03}","identity":"press","authtype":null,"peer":"10.20.30.{number}:50123","version":"5","connected_since":null,"rate":12.5,"received":1234567,"last_event":null,"refused":0,"dead":{},"duplicates":0,"clock_offset":null}}"#,
-                number % 2
-            );
-            serde_json::from_str(&text).expect("a device")
-        };
-        Answers { status: Some(status), devices: (0..50).map(device).collect(), ..Answers::default() }
+        fn recorded<T: DeserializeOwned>(text: &str) -> T {
+            let ago = clock::wall() - Duration::from_secs(3 * 86_400 + 8 * 3600 + 1800);
+            let ago = Timestamp::from(ago).to_string();
+            serde_json::from_str(&text.replace("@ago", &ago).replace("@recorded", &ago)).expect("an answer")
+        }
+        Answers {
+            status: Some(recorded(include_str!("../../tests/golden/screens/status.json"))),
+            devices: recorded(include_str!("../../tests/golden/screens/devices.json")),
+            letters: recorded(include_str!("../../tests/golden/screens/letters.json")),
+            ..Answers::default()
+        }
     }
 
     fn screen(columns: u16, page: Page, filter: &str) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(columns, 24)).expect("a terminal");
+        let mut terminal = Terminal::new(TestBackend::new(columns, 32)).expect("a terminal");
         let mut choice = Choice { page, filter: filter.to_owned(), ..Choice::default() };
         let answers = answers();
         terminal.draw(|frame| draw(frame, &answers, &mut choice)).expect("draws");
-        terminal.backend().to_string()
+        let text = terminal.backend().to_string();
+        // The backend encloses each line in quotes.
+        let lines = text.lines().map(|line| line.trim_matches('"').trim_end());
+        lines.collect::<Vec<_>>().join("\n")
     }
 
+    /// The screens stand in `tests/golden/screens`; `FOREBAY_WRITE_GOLDEN=1` writes those that are missing.
     #[test]
-    fn the_screen_shows_problems_first_and_fits_80_and_120_columns() {
-        for columns in [80, 120] {
-            let text = screen(columns, Page::Lanes, "");
-            for word in ["gw-01 · plant-01 · test", "! link central", "1 lanes", "LANE", "critical", "QUEUED", "q quit"]
-            {
-                assert!(text.contains(word), "\"{word}\" is missing in:\n{text}");
+    fn the_screens_show_problems_first_and_fit_80_and_120_columns() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/screens");
+        let mut different = Vec::new();
+        for (page, name) in [
+            (Page::Lanes, "lanes"),
+            (Page::Links, "links"),
+            (Page::Sources, "sources"),
+            (Page::Devices, "devices"),
+            (Page::Letters, "dead"),
+        ] {
+            for columns in [80, 120] {
+                let text = screen(columns, page, "") + "\n";
+                for word in ["gateway-of-hall-seven", "! link central", "1 lanes", "q quit"] {
+                    assert!(text.contains(word), "\"{word}\" is missing in:\n{text}");
+                }
+                let file = folder.join(format!("top-{name}-{columns}.txt"));
+                if !file.exists() && std::env::var_os("FOREBAY_WRITE_GOLDEN").is_some() {
+                    std::fs::write(&file, &text).expect("written");
+                }
+                if std::fs::read_to_string(&file).unwrap_or_default() != text {
+                    different.push(format!("{} is now:\n{text}", file.display()));
+                }
             }
-            let text = screen(columns, Page::Devices, "");
-            for word in ["DEVICE", "ADDRESS", "10.20.30.1", "DEAD"] {
-                assert!(text.contains(word), "\"{word}\" is missing in:\n{text}");
+        }
+        assert!(different.is_empty(), "{}", different.join("\n"));
+    }
+
+    /// The screen cuts a line that is too wide, so a table must not rely on it.
+    #[test]
+    fn the_columns_of_a_page_fit_the_width() {
+        let answers = answers();
+        let status = answers.status.as_ref().expect("a status");
+        for page in Page::ALL {
+            let listing = rows::of(page, status, (&answers.devices, &answers.letters, &answers.exceptions));
+            for columns in [80, 120] {
+                let kept: Vec<_> = listing.widths(columns).into_iter().filter(|width| *width > 0).collect();
+                let used = kept.iter().map(|width| width + 2).sum::<usize>() - 2;
+                assert!(used <= columns, "{page:?}: {used} of {columns}");
             }
         }
     }
@@ -322,7 +359,10 @@ mod tests {
     #[test]
     fn keys_change_page_filter_and_order() {
         let text = screen(120, Page::Devices, "-017");
-        assert!(text.contains("number-017") && !text.contains("number-016") && text.contains("filter: -017"), "{text}");
+        assert!(
+            text.contains("10.20.30.17") && !text.contains("10.20.30.16") && text.contains("filter: -017"),
+            "{text}"
+        );
         let mut choice = Choice::default();
         for key in [KeyCode::Char('4'), KeyCode::Char('/'), KeyCode::Char('q'), KeyCode::Enter, KeyCode::Char('s')] {
             assert!(choice.take(key), "{key:?} does not quit");

@@ -1,8 +1,9 @@
 //! The list of devices: clients that have connected, and units that the gateway polls, with their points.
 
-use super::super::table::{age, counted, peer_address, seconds, shortened, table};
+use super::super::table::{age, clock_offset, counted, peer_address, seconds, shortened, table, wrapped};
 use crate::api::{DeviceStatus, ListedDevice, UnitStatus};
 use crate::setting::grouped as number;
+use crate::telemetry::shown;
 
 /// Points without a value that are shown; `--json` shows all.
 const POINTS_SHOWN: usize = 50;
@@ -42,8 +43,8 @@ fn refusals(devices: &[&DeviceStatus]) -> Option<String> {
     refused.sort_by(|(_, one), (_, other)| other.at.cmp(&one.at));
     let lines = refused.iter().take(REFUSED_SHOWN).map(|(device, last)| {
         let topic = if last.what.is_empty() { String::new() } else { format!(" \"{}\"", last.what) };
-        let (client, times, ago) = (&device.client, counted(device.refused as usize, "refusal"), age(&last.at));
-        format!("{client}: {times}, the last one {ago} ago:{topic} {}\n", last.why)
+        let (client, times, ago) = (shown(&device.client), counted(device.refused as usize, "refusal"), age(&last.at));
+        wrapped(&format!("{client}: {times}, the last one {ago} ago:{topic} {}", last.why)) + "\n"
     });
     let mut text: String = lines.collect();
     if refused.len() > REFUSED_SHOWN {
@@ -122,7 +123,7 @@ fn clients(devices: &[&DeviceStatus], is_coloured: bool) -> String {
                 number(device.refused),
                 number(device.dead),
                 number(device.duplicates),
-                device.clock_offset.map_or_else(|| "-".into(), |seconds| format!("{seconds:+.1} s")),
+                device.clock_offset.map_or_else(|| "-".into(), clock_offset),
             ]
         })
         .collect();

@@ -1,7 +1,7 @@
 //! Formats the status of the gateway.
 
 use crate::api::{BudgetStatus, LineStatus, LinkStatus, PeriodUse, SourceStatus, Status};
-use crate::cli::table::{age, coloured, millis, table};
+use crate::cli::table::{age, coloured, millis, table, wrapped};
 use crate::setting::{Bytes, grouped as number, rough};
 use crate::telemetry::shown;
 use std::fmt::Write;
@@ -29,22 +29,22 @@ pub(in crate::cli) fn status(status: &Status, is_coloured: bool) -> String {
 
 /// Formats name, problems and notes.
 fn summary(status: &Status, is_coloured: bool) -> String {
-    let mut out = String::new();
-    let _ = writeln!(
-        out,
+    let title = format!(
         "{} · site {} · environment {} · forebay {} · up {}",
-        status.name,
-        status.site,
-        status.environment,
-        status.version,
+        shown(&status.name),
+        shown(&status.site),
+        shown(&status.environment),
+        shown(&status.version),
         rough(Duration::from_secs(status.uptime_seconds)),
     );
-    for problem in &status.problems {
-        let _ = writeln!(out, "{} {}", coloured("!", "31;1", is_coloured), shown(problem));
-    }
-    for note in &status.notes {
-        let _ = writeln!(out, "{} {}", coloured("·", "33;1", is_coloured), shown(note));
-    }
+    let mut out = wrapped(&title);
+    out.push('\n');
+    let mut push = |sign: &str, colour: &str, text: &str| {
+        let text = wrapped(&format!("{sign} {}", shown(text)));
+        let _ = writeln!(out, "{}{}", coloured(sign, colour, is_coloured), text.strip_prefix(sign).unwrap_or(&text));
+    };
+    status.problems.iter().for_each(|problem| push("!", "31;1", problem));
+    status.notes.iter().for_each(|note| push("·", "33;1", note));
     if status.problems.is_empty() && status.notes.is_empty() {
         let _ = writeln!(out, "{}", coloured("all is well", "32", is_coloured));
     }
@@ -189,9 +189,7 @@ fn quantiles((median, p99): (f64, f64), count: u64) -> String {
 
 /// Formats the counts of dead letters, repeats and Sparkplug nodes.
 fn counts(status: &Status) -> String {
-    let mut out = String::new();
-    let _ = writeln!(
-        out,
+    let mut text = format!(
         "dead letters {} held of {} (since start: {} unmatched, {} broke their contract) · repeats {} · ids in window {} of {}",
         number(status.dead.held),
         number(status.dead.total),
@@ -202,9 +200,9 @@ fn counts(status: &Status) -> String {
         number(status.repeats.ids_max as u64),
     );
     if let Some(sparkplug) = &status.sparkplug {
-        let _ = writeln!(
-            out,
-            "sparkplug nodes {} in {} bytes (since start: {} gaps, {} undecodable messages, {} nodes evicted from memory, {} rebirths requested)",
+        let _ = write!(
+            text,
+            "\nsparkplug nodes {} in {} bytes (since start: {} gaps, {} undecodable messages, {} nodes evicted from memory, {} rebirths requested)",
             number(sparkplug.nodes as u64),
             number(sparkplug.bytes as u64),
             number(sparkplug.gaps),
@@ -213,5 +211,5 @@ fn counts(status: &Status) -> String {
             number(sparkplug.rebirths_asked),
         );
     }
-    out
+    text.lines().map(|line| wrapped(line) + "\n").collect()
 }

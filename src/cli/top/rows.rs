@@ -1,7 +1,7 @@
 //! The tables of `forebay top`.
 
 use crate::api::{DeviceStatus, Exception, Letter, LinkStatus, ListedDevice, SourceStatus, Status, UnitStatus};
-use crate::cli::table::{age, millis, peer_address};
+use crate::cli::table::{age, clock_offset, millis, peer_address};
 use crate::setting::{grouped as number, rough};
 use crate::telemetry::shown;
 use std::time::Duration;
@@ -37,6 +37,9 @@ impl Page {
         Self::ALL[(self as usize + step) % Self::ALL.len()]
     }
 }
+
+/// A clock that is so far off puts events into the wrong shift.
+const CLOCK_OFF_SECONDS: f64 = 3600.0;
 
 /// The look of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,7 +168,7 @@ pub(super) fn of(
         Page::Sources => (
             &["SOURCE", "KIND", "ADDRESS", "CONNECTED", "RECEIVED", "REFUSED", "DROPPED", "ACK P99", "STATE"],
             &[3, 4, 5, 6, 7],
-            &[6, 1],
+            &[6, 1, 7],
             status.sources.iter().map(source).collect(),
         ),
         Page::Devices => (
@@ -274,7 +277,12 @@ fn device(device: &ListedDevice) -> TableRow {
 }
 
 fn client_row(client: &DeviceStatus) -> TableRow {
-    let mood = if client.refused + client.dead > 0 { Mood::Doubtful } else { Mood::Good };
+    let is_off = client.clock_offset.is_some_and(|seconds| seconds.abs() >= CLOCK_OFF_SECONDS);
+    let mood = match client.refused + client.dead {
+        _ if is_off => Mood::Bad,
+        0 => Mood::Good,
+        _ => Mood::Doubtful,
+    };
     row(
         mood,
         vec![
@@ -285,7 +293,7 @@ fn client_row(client: &DeviceStatus) -> TableRow {
             number(client.received),
             number(client.refused),
             number(client.dead),
-            client.clock_offset.map_or_else(|| "-".into(), |seconds| format!("{seconds:+.1} s")),
+            client.clock_offset.map_or_else(|| "-".into(), clock_offset),
             client.identity.clone(),
             if client.connected_since.is_some() { "connected" } else { "away" }.into(),
         ],
