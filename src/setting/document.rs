@@ -379,6 +379,13 @@ mod tests {
             ("inner = [{ size = 70000 }]", "inner[0].size", "`70000`, expected a whole number from 0 to 65535"),
             ("inner = [{}]", "inner[0]", "missing field `size`"),
             ("[inner]\nsize = 1", "inner", "a table, expected a list"),
+            ("[[inner]]", "inner[0]", "missing field `size`"),
+            ("[[inner]]\nsize = 1\n[[inner]]\n", "inner[1]", "missing field `size`"),
+            ("[[inner]]\nsize = 1\n[[inner]]\nsized = 1\n", "inner[1].sized", "unknown field `sized`"),
+            ("one.size = \"1\"", "one.size", "expected a whole number"),
+            ("[one.size]\na.b = 1", "one.size", "expected a whole number"),
+            ("[[name]]", "name", "expected a text in quotes"),
+            ("[[format]]", "format", "unknown value"),
             ("[[one]]\nsize = 1", "one", "[[one]] begins an item of a list; expected [one]"),
             ("format = \"xml\"", "format", "unknown value `xml`, expected `text` or `json`"),
             (

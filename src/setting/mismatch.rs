@@ -4,7 +4,7 @@ use super::hints;
 use serde::de::DeserializeOwned;
 use std::ops::Range;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 /// A value that does not match its type.
 pub(super) struct Mismatch {
@@ -65,16 +65,14 @@ impl Mismatch {
 
 /// Deserializes the parsed `text` into a `T`.
 pub(super) fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> Result<T, Mismatch> {
-    let read = |root: Spanned<DeTable<'_>>| {
-        serde_path_to_error::deserialize(toml::Deserializer::from(root)).map_err(|error| {
-            let path = error.path().to_string();
-            Mismatch::new(if path == "." { String::new() } else { path }, error.inner())
-        })
+    let read = |root: &Spanned<DeTable<'_>>| {
+        T::deserialize(toml::Deserializer::from(root.clone()))
+            .map_err(|error| Mismatch::new(key_of(root, &error), &error))
     };
     if let Some(mismatch) = root.get_ref().iter().find_map(|(key, value)| find_unusable(key.get_ref(), value, text)) {
         return Err(mismatch);
     }
-    read(root.clone()).map_err(|mismatch| {
+    read(root).map_err(|mismatch| {
         if !mismatch.message.starts_with("wanted ") {
             return mismatch.explain_list(text);
         }
@@ -85,7 +83,7 @@ pub(super) fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text
             Some(value) => *value.get_mut() = DeValue::String(text.get(value.span()).unwrap_or_default().into()),
             None => return mismatch,
         }
-        read(named).err().unwrap_or(mismatch)
+        read(&named).err().unwrap_or(mismatch)
     })
 }
 
@@ -114,6 +112,50 @@ fn find_unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<
     };
     let written = text.get(value.span()).unwrap_or_default();
     Some(Mismatch { key: key.to_owned(), span: Some(value.span()), message: format!("`{written}` {reason}") })
+}
+
+/// Returns the key of the value with the error's span; empty for the whole file.
+fn key_of(root: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> String {
+    match error.span() {
+        Some(span) if span != root.span() => {
+            let is_of_list = LIST_ERRORS.iter().any(|start| error.message().starts_with(start));
+            root.get_ref().iter().find_map(|(key, value)| key_at(key, value, &span, is_of_list)).unwrap_or_default()
+        }
+        _ => String::new(),
+    }
+}
+
+/// How toml's messages about a list begin. A list that `[[part]]` begins has the span of its first item.
+const LIST_ERRORS: [&str; 3] = ["invalid type: sequence", "invalid length", "wanted "];
+
+/// Returns the key with this span, in or at `key`: an item before its list, unless the error is of the list.
+fn key_at(
+    key: &Spanned<DeString<'_>>,
+    value: &Spanned<DeValue<'_>>,
+    span: &Range<usize>,
+    is_of_list: bool,
+) -> Option<String> {
+    let name = key.get_ref();
+    if key.span() == *span {
+        return Some(name.to_string());
+    }
+    let inner = place_in(value, span, is_of_list)?;
+    Some(format!("{name}{inner}"))
+}
+
+/// Returns the place with this span, relative to the value; empty for the value itself.
+fn place_in(value: &Spanned<DeValue<'_>>, span: &Range<usize>, is_of_list: bool) -> Option<String> {
+    let is_here = value.span() == *span;
+    match value.get_ref() {
+        DeValue::Array(items) if !(is_here && is_of_list) => (0..)
+            .zip(items.iter())
+            .find_map(|(at, item)| Some(format!("[{at}]{}", place_in(item, span, is_of_list)?)))
+            .or_else(|| is_here.then(String::new)),
+        DeValue::Table(table) if !is_here => {
+            table.iter().find_map(|(key, value)| Some(format!(".{}", key_at(key, value, span, is_of_list)?)))
+        }
+        _ => is_here.then(String::new),
+    }
 }
 
 /// Returns the value of a key.
@@ -150,8 +192,10 @@ pub(super) fn fill(root: &mut DeTable<'_>, (around, message): &(String, String),
             _ => return false,
         },
     };
-    let value = Spanned::new(0..0, DeValue::String(text.to_owned().into()));
-    table.insert(Spanned::new(0..0, name.to_owned().into()), value);
+    // A span of its own, beyond the text, by which an error in it is found.
+    let span = usize::MAX - filled.len()..usize::MAX;
+    let value = Spanned::new(span.clone(), DeValue::String(text.to_owned().into()));
+    table.insert(Spanned::new(span, name.to_owned().into()), value);
     filled.push(key);
     true
 }
