@@ -7,6 +7,7 @@ mod document;
 mod findings;
 mod hints;
 mod mismatch;
+mod reader;
 mod share;
 
 pub use document::{Document, Problem};

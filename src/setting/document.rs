@@ -3,7 +3,8 @@
 //! Promise: every problem names the file, the line, the key, the value and what is allowed.
 
 use super::hints;
-use super::mismatch::{Mismatch, deserialize, fill, remove};
+use super::mismatch::{deserialize, fill, remove};
+use super::reader::Mismatch;
 use crate::event::text;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,7 +117,7 @@ impl Document {
     }
 
     fn root(&self) -> Result<Spanned<DeTable<'_>>, Mismatch> {
-        DeTable::parse(&self.text).map_err(|error| Mismatch::new(String::new(), &error).explain_repeat(&self.text))
+        DeTable::parse(&self.text).map_err(|error| Mismatch::of_syntax(&error).explain_repeat(&self.text))
     }
 
     fn at(&self, Mismatch { key, span, message }: Mismatch) -> Problem {

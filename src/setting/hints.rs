@@ -2,7 +2,6 @@
 //!
 //! Invariant: a message names no type of Rust.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Example values of required settings, by the last part of their key.
@@ -52,7 +51,6 @@ pub(super) fn example(name: &str) -> Option<&'static str> {
 /// Adds a hint to the message about a value. `written` is the value in the file.
 pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
-    let message = &as_wrong_type(message, written);
     let mut out = in_plain_words(message);
     if message.starts_with("invalid type: map, expected a sequence") {
         let _ = write!(out, "; write [[{key}]] with two brackets: there may be several");
@@ -71,18 +69,6 @@ pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
         let _ = write!(out, "; did you mean \"{near}\"?");
     }
     out
-}
-
-/// Gives a wrong type one form: the TOML library has words of its own for a list in place of a table, and for what is no
-/// text where one of several values is expected.
-fn as_wrong_type<'m>(message: &'m str, written: &str) -> Cow<'m, str> {
-    match message.split_once(", expected ") {
-        Some((start, table)) if start.starts_with("invalid length") && table.starts_with("struct ") => {
-            format!("invalid type: sequence, expected {table}").into()
-        }
-        _ if message.starts_with("wanted ") => format!("invalid type: {written}, expected a string").into(),
-        _ => message.into(),
-    }
 }
 
 /// Replaces the words of the library: it names types of Rust, and calls a list a sequence and a table a map.
@@ -172,7 +158,6 @@ mod tests {
                 "true",
                 "expected a table; write a table: tls = { ca = ",
             ),
-            ("destination[0].protocol", "wanted string or table", "5", "invalid type: 5, expected a text in quotes"),
             ("source.modbus[0]", "missing field `url`", "", "url = \"tcp://192.0.2.10:502\""),
             ("", "missing field `environment`", "", "for example: environment = \"test\""),
             (
@@ -182,7 +167,7 @@ mod tests {
                 "did you mean \"listen\"?",
             ),
             ("point[0].type", "unknown variant `uint32`, expected one of `u16`, `u32`", "", "did you mean \"u32\"?"),
-            ("a.proxy", "invalid length 0, expected struct Proxy with 3 elements", "[]", "a table: proxy = { url ="),
+            ("a.proxy", "invalid type: sequence, expected struct Proxy", "[]", "a table: proxy = { url ="),
             ("a", "unknown variant `x`, expected `y`", "", "unknown value `x`, expected `y`"),
             ("a", "invalid type: integer `9` as i128, expected usize", "", "`9`, expected a whole number that is not"),
             ("a", "invalid type: string \"a, expected b\", expected f64", "", "\"a, expected b\", expected a number"),

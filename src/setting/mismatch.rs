@@ -1,36 +1,26 @@
-//! Deserializes parsed TOML, and explains a value that does not match its type.
+//! Explains a value that does not match its type.
 
 use super::hints;
+use super::reader::{Mismatch, read};
 use serde::de::DeserializeOwned;
-use std::ops::Range;
 use toml::Spanned;
-use toml::de::{DeString, DeTable, DeValue};
-
-/// A value that does not match its type.
-pub(super) struct Mismatch {
-    /// Key of the value; empty for the whole file.
-    pub(super) key: String,
-    /// Byte range of the value in the text.
-    pub(super) span: Option<Range<usize>>,
-    /// The value and what is allowed.
-    pub(super) message: String,
-}
+use toml::de::{DeTable, DeValue};
 
 impl Mismatch {
-    pub(super) fn new(key: String, error: &toml::de::Error) -> Self {
-        Self { key, span: error.span(), message: error.message().to_owned() }
+    /// Describes a file that is not TOML.
+    pub(super) fn of_syntax(error: &toml::de::Error) -> Self {
+        Self { key: String::new(), span: error.span(), message: error.message().to_owned() }
     }
 
-    /// Explains `[[part]]` in place of `[part]`: toml maps the list items to the fields of the part, and refuses the first.
+    /// Explains `[[part]]` in place of `[part]`.
     fn explain_list(self, text: &str) -> Self {
-        let is_item = self.span.as_ref().and_then(|span| text.get(span.start..)).is_some_and(|at| at.starts_with("[["));
-        match self.key.rsplit_once('[') {
-            Some((list, _)) if is_item && self.message.starts_with("invalid type: map") => {
-                let message = format!("[[{list}]] begins an item of a list; expected [{list}], or a value");
-                Self { key: list.to_owned(), message, ..self }
-            }
-            _ => self,
+        let is_headed =
+            self.span.as_ref().and_then(|span| text.get(span.start..)).is_some_and(|at| at.starts_with("[["));
+        if !is_headed || !self.message.starts_with("invalid type: sequence, expected struct") {
+            return self;
         }
+        let message = format!("[[{0}]] begins an item of a list; expected [{0}], or a value", self.key);
+        Self { message, ..self }
     }
 
     /// Names the key or table that is there twice, and the line of the first one.
@@ -65,30 +55,13 @@ impl Mismatch {
 
 /// Deserializes the parsed `text` into a `T`.
 pub(super) fn deserialize<T: DeserializeOwned>(root: &Spanned<DeTable<'_>>, text: &str) -> Result<T, Mismatch> {
-    let read = |root: &Spanned<DeTable<'_>>| {
-        T::deserialize(toml::Deserializer::from(root.clone()))
-            .map_err(|error| Mismatch::new(key_of(root, &error), &error))
-    };
     if let Some(mismatch) = root.get_ref().iter().find_map(|(key, value)| find_unusable(key.get_ref(), value, text)) {
         return Err(mismatch);
     }
-    read(root).map_err(|mismatch| {
-        if !mismatch.message.starts_with("wanted ") {
-            return mismatch.explain_list(text);
-        }
-        // The setting is an enum, and the value is no string. toml lists the allowed names only for an unknown name, so
-        // the value is read again as a string.
-        let mut named = root.clone();
-        match find(named.get_mut(), &mismatch.key) {
-            Some(value) => *value.get_mut() = DeValue::String(text.get(value.span()).unwrap_or_default().into()),
-            None => return mismatch,
-        }
-        read(&named).err().unwrap_or(mismatch)
-    })
+    read(root, text).map_err(|mismatch| mismatch.explain_list(text))
 }
 
-/// Returns the first value that no setting can have. toml reports a date as a map, and omits a number
-/// that is out of range.
+/// Returns the first value that no setting can have: a date, or a number that is out of range.
 fn find_unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<Mismatch> {
     let is_wide = |number: &toml::de::DeFloat<'_>| {
         let parsed: Result<f64, _> = number.as_str().parse();
@@ -112,50 +85,6 @@ fn find_unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<
     };
     let written = text.get(value.span()).unwrap_or_default();
     Some(Mismatch { key: key.to_owned(), span: Some(value.span()), message: format!("`{written}` {reason}") })
-}
-
-/// Returns the key of the value with the error's span; empty for the whole file.
-fn key_of(root: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> String {
-    match error.span() {
-        Some(span) if span != root.span() => {
-            let is_of_list = LIST_ERRORS.iter().any(|start| error.message().starts_with(start));
-            root.get_ref().iter().find_map(|(key, value)| key_at(key, value, &span, is_of_list)).unwrap_or_default()
-        }
-        _ => String::new(),
-    }
-}
-
-/// How toml's messages about a list begin. A list that `[[part]]` begins has the span of its first item.
-const LIST_ERRORS: [&str; 3] = ["invalid type: sequence", "invalid length", "wanted "];
-
-/// Returns the key with this span, in or at `key`: an item before its list, unless the error is of the list.
-fn key_at(
-    key: &Spanned<DeString<'_>>,
-    value: &Spanned<DeValue<'_>>,
-    span: &Range<usize>,
-    is_of_list: bool,
-) -> Option<String> {
-    let name = key.get_ref();
-    if key.span() == *span {
-        return Some(name.to_string());
-    }
-    let inner = place_in(value, span, is_of_list)?;
-    Some(format!("{name}{inner}"))
-}
-
-/// Returns the place with this span, relative to the value; empty for the value itself.
-fn place_in(value: &Spanned<DeValue<'_>>, span: &Range<usize>, is_of_list: bool) -> Option<String> {
-    let is_here = value.span() == *span;
-    match value.get_ref() {
-        DeValue::Array(items) if !(is_here && is_of_list) => (0..)
-            .zip(items.iter())
-            .find_map(|(at, item)| Some(format!("[{at}]{}", place_in(item, span, is_of_list)?)))
-            .or_else(|| is_here.then(String::new)),
-        DeValue::Table(table) if !is_here => {
-            table.iter().find_map(|(key, value)| Some(format!(".{}", key_at(key, value, span, is_of_list)?)))
-        }
-        _ => is_here.then(String::new),
-    }
 }
 
 /// Returns the value of a key.
@@ -192,10 +121,8 @@ pub(super) fn fill(root: &mut DeTable<'_>, (around, message): &(String, String),
             _ => return false,
         },
     };
-    // A span of its own, beyond the text, by which an error in it is found.
-    let span = usize::MAX - filled.len()..usize::MAX;
-    let value = Spanned::new(span.clone(), DeValue::String(text.to_owned().into()));
-    table.insert(Spanned::new(span, name.to_owned().into()), value);
+    let value = Spanned::new(0..0, DeValue::String(text.to_owned().into()));
+    table.insert(Spanned::new(0..0, name.to_owned().into()), value);
     filled.push(key);
     true
 }
