@@ -31,7 +31,7 @@ pub use journal::{
 pub use letters::{DeadLetterState, DeadLetterStatus, Letter, LetterDecision, LetterEdit, LetterFilter, LetterStage};
 pub use operation::{
     AuditEntry, DeviceRefusal, DeviceStatus, HealthCheck, ListedDevice, OdooLoad, OdooLoadAnswer, OdooLoadRequest,
-    PointStatus, ReloadAnswer, TailEvent, UnitStatus,
+    PointStatus, RefusedClient, ReloadAnswer, TailEvent, UnitStatus,
 };
 pub use replay::{Replay, ReplayFilter, ReplayRequest, ReplayState};
 pub use status::{

@@ -55,6 +55,7 @@ mod listener;
 /// CloudEvents, message expiry, response topic and user properties of a publish reach central as the contract says.
 mod publish_properties;
 /// A publish that is refused takes no other event of its device with it.
+mod refused_clients;
 mod refused_publishes;
 /// What clients leave behind is bounded: sessions, their bytes on the disk and in memory.
 mod session_limits;

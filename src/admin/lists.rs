@@ -44,7 +44,9 @@ pub(super) fn devices(request: CommandRequest) -> ApiResult {
             let repeats = |client: &str| journal.repeats_of(&origin(&name, client));
             streaming::item(&ListedDevice::Mqtt(device.status(&name, &repeats)))
         });
-        all = Box::new(all.chain(of_source));
+        let refused = devices.refused(&source.name).into_iter();
+        let refused = refused.map(|client| streaming::item(&ListedDevice::Refused(client)));
+        all = Box::new(all.chain(of_source).chain(refused));
     }
     streaming::array(request.shutdown, "devices", all)
 }

@@ -105,6 +105,9 @@ pub struct DeviceStatus {
 pub struct DeviceRefusal {
     /// RFC 3339.
     pub at: String,
+    /// IP address of the connection.
+    #[serde(default)]
+    pub address: String,
     /// Topic or filter; at most 128 bytes.
     pub what: String,
     /// The cause, and the rule that would allow it; at most 256 bytes.
@@ -119,6 +122,25 @@ pub enum ListedDevice {
     Mqtt(DeviceStatus),
     /// A device that the gateway polls.
     Modbus(UnitStatus),
+    /// A client that was refused and has not logged in since.
+    Refused(RefusedClient),
+}
+
+/// A client that a listener refused before it had a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedClient {
+    pub source: String,
+    /// Client id; empty if the client was refused before it sent one.
+    pub client: String,
+    /// User name that it gave, or the proven name; may be empty.
+    pub user: String,
+    /// Address and port of its newest connection.
+    pub peer: String,
+    pub why: String,
+    /// Refused connections since the start of the gateway, or since the client left the list.
+    pub count: u64,
+    /// Time of the newest refusal, RFC 3339.
+    pub at: String,
 }
 
 /// The status of a device that the gateway polls.

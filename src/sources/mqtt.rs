@@ -18,6 +18,7 @@ mod grants;
 mod inbound;
 mod login;
 mod outbound;
+mod refused_clients;
 mod registry;
 mod shared_subscription;
 mod source;

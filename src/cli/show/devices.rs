@@ -1,7 +1,7 @@
 //! The list of devices: clients that have connected, and units that the gateway polls, with their points.
 
 use super::super::table::{age, clock_offset, counted, peer_address, seconds, shortened, table, wrapped};
-use crate::api::{DeviceStatus, ListedDevice, UnitStatus};
+use crate::api::{DeviceStatus, ListedDevice, RefusedClient, UnitStatus};
 use crate::setting::grouped as number;
 use crate::telemetry::shown;
 
@@ -13,17 +13,21 @@ const REFUSED_SHOWN: usize = 10;
 const REASON_SHOWN: usize = 80;
 
 pub(in super::super) fn devices(devices: &[ListedDevice], is_coloured: bool) -> String {
-    let (mut connected, mut polled) = (Vec::new(), Vec::new());
+    let (mut connected, mut polled, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for device in devices {
         match device {
             ListedDevice::Mqtt(client) => connected.push(client),
             ListedDevice::Modbus(unit) => polled.push(unit),
+            ListedDevice::Refused(client) => refused.push(client),
         }
     }
     let mut parts = Vec::new();
     if !connected.is_empty() {
         parts.push(clients(&connected, is_coloured));
         parts.extend(refusals(&connected));
+    }
+    if !refused.is_empty() {
+        parts.push(refused_clients(&refused, is_coloured));
     }
     if !polled.is_empty() {
         parts.push(units(&polled, is_coloured));
@@ -43,7 +47,8 @@ fn refusals(devices: &[&DeviceStatus]) -> Option<String> {
     refused.sort_by(|(_, one), (_, other)| other.at.cmp(&one.at));
     let lines = refused.iter().take(REFUSED_SHOWN).map(|(device, last)| {
         let topic = if last.what.is_empty() { String::new() } else { format!(" \"{}\"", last.what) };
-        let (client, times, ago) = (shown(&device.client), counted(device.refused as usize, "refusal"), age(&last.at));
+        let (times, ago) = (counted(device.refused as usize, "refusal"), age(&last.at));
+        let client = sender(&device.client, &device.identity, &last.address);
         wrapped(&format!("{client}: {times}, the last one {ago} ago:{topic} {}", last.why)) + "\n"
     });
     let mut text: String = lines.collect();
@@ -51,6 +56,31 @@ fn refusals(devices: &[&DeviceStatus]) -> Option<String> {
         text.push_str(&format!("and {}; --json lists all\n", counted(refused.len() - REFUSED_SHOWN, "more client")));
     }
     (!refused.is_empty()).then_some(text)
+}
+
+/// Formats a client with its user and address, as far as they are known.
+fn sender(client: &str, user: &str, address: &str) -> String {
+    let user = (!user.is_empty() && user != client).then(|| format!("user {}", shown(user)));
+    let address = (!address.is_empty()).then(|| shown(address).into_owned());
+    let more: Vec<_> = user.into_iter().chain(address).collect();
+    if more.is_empty() { shown(client).into_owned() } else { format!("{} ({})", shown(client), more.join(", ")) }
+}
+
+/// The clients that were refused before they had a session, the newest first.
+fn refused_clients(refused: &[&RefusedClient], is_coloured: bool) -> String {
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let row = |one: &&RefusedClient| {
+        vec![
+            or_dash(&one.client),
+            or_dash(&one.user),
+            peer_address(&one.peer),
+            number(one.count),
+            age(&one.at),
+            one.why.clone(),
+        ]
+    };
+    let rows: Vec<_> = refused.iter().map(row).collect();
+    table(&["REFUSED CLIENT", "USER", "ADDRESS", "TIMES", "LAST", "REASON"], &[3, 4], &rows, is_coloured)
 }
 
 fn units(units: &[&UnitStatus], is_coloured: bool) -> String {

@@ -1,6 +1,8 @@
 //! The tables of `forebay top`.
 
-use crate::api::{DeviceStatus, Exception, Letter, LinkStatus, ListedDevice, SourceStatus, Status, UnitStatus};
+use crate::api::{
+    DeviceStatus, Exception, Letter, LinkStatus, ListedDevice, RefusedClient, SourceStatus, Status, UnitStatus,
+};
 use crate::cli::table::{age, clock_offset, millis, peer_address};
 use crate::setting::{grouped as number, rough};
 use crate::telemetry::shown;
@@ -273,7 +275,28 @@ fn device(device: &ListedDevice) -> TableRow {
     match device {
         ListedDevice::Mqtt(client) => client_row(client),
         ListedDevice::Modbus(unit) => unit_row(unit),
+        ListedDevice::Refused(client) => refused_row(client),
     }
+}
+
+fn refused_row(client: &RefusedClient) -> TableRow {
+    let dash = || "-".to_owned();
+    let name = if client.client.is_empty() { "(no client id)".to_owned() } else { client.client.clone() };
+    row(
+        Mood::Bad,
+        vec![
+            name,
+            peer_address(&client.peer),
+            dash(),
+            age(&client.at),
+            dash(),
+            number(client.count),
+            dash(),
+            dash(),
+            client.user.clone(),
+            client.why.clone(),
+        ],
+    )
 }
 
 fn client_row(client: &DeviceStatus) -> TableRow {

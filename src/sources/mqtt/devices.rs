@@ -1,7 +1,8 @@
 //! Status of each device, for the diagnosis of clients that misbehave.
 
+use super::refused_clients::RefusedClients;
 use super::registry::Key;
-use crate::api::{DeviceRefusal, DeviceStatus};
+use crate::api::{DeviceRefusal, DeviceStatus, RefusedClient};
 use crate::clock;
 use crate::contract::Sender;
 use crate::event::{AuthType, Timestamp, text};
@@ -11,7 +12,7 @@ use crate::sources::identity::Identity;
 use crate::telemetry::{Counter, Gauge, shown};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
@@ -64,6 +65,7 @@ pub(super) struct LastSeen {
 #[derive(Clone, Debug)]
 struct LastRefusal {
     at: Timestamp,
+    address: IpAddr,
     what: String,
     why: String,
 }
@@ -74,11 +76,12 @@ pub struct Devices {
     budget: Arc<Budget>,
     /// Clients with the same client id and different proven names are different devices.
     all: Mutex<HashMap<Key, Arc<Device>>>,
+    refused: RefusedClients,
 }
 
 impl Devices {
     pub fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, all: Mutex::default() }
+        Self { budget, all: Mutex::default(), refused: RefusedClients::default() }
     }
 
     /// Returns the device of a client that connects now.
@@ -89,6 +92,7 @@ impl Devices {
         peer: SocketAddr,
         version: &'static str,
     ) -> Arc<Device> {
+        self.refused.forget(peer, key.client());
         let now = (clock::instant(), Timestamp::from(clock::wall()));
         let mut all = self.all.lock();
         let known = all.get(key).cloned();
@@ -125,6 +129,16 @@ impl Devices {
         };
         drop(who);
         device
+    }
+
+    /// Counts a client that is refused before it has a session.
+    pub(super) fn note_refused(&self, peer: SocketAddr, sender: Sender<'_>, why: &str) {
+        self.refused.note(peer, sender, why);
+    }
+
+    /// Returns the clients that listener `source` refused and that have not logged in since.
+    pub fn refused(&self, source: &str) -> Vec<RefusedClient> {
+        self.refused.list(source)
     }
 
     /// Returns all devices, sorted by client id.
@@ -181,7 +195,8 @@ impl Device {
     pub(super) fn note_refusal(&self, what: &str, why: &str) {
         self.refused.add(1);
         let (what, why) = (text::start(what, REFUSED_BYTES_MAX), text::start(why, WHY_BYTES_MAX));
-        let last = LastRefusal { at: Timestamp::from(clock::wall()), what: what.to_owned(), why: why.to_owned() };
+        let (at, address) = (Timestamp::from(clock::wall()), self.who().peer.ip().to_canonical());
+        let last = LastRefusal { at, address, what: what.to_owned(), why: why.to_owned() };
         *self.last_refusal.lock() = Some(last);
     }
 
@@ -222,6 +237,7 @@ impl Device {
             refused: self.refused.value(),
             last_refusal: self.last_refusal.lock().clone().map(|last| DeviceRefusal {
                 at: last.at.to_string(),
+                address: last.address.to_string(),
                 what: shown(&last.what).into_owned(),
                 why: shown(&last.why).into_owned(),
             }),

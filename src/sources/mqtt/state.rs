@@ -228,9 +228,10 @@ impl ListenerState {
         }
     }
 
-    /// Counts a refusal and logs it, with a limited rate.
+    /// Counts the refusal of a connection and logs it, with a limited rate.
     pub(super) fn refuse(&self, peer: SocketAddr, attempt: Attempt<'_>, reason: Refusal, why: &str) {
         self.stats.refuse(reason);
+        self.devices.note_refused(peer, attempt.sender, why);
         if reason == Refusal::Tls {
             self.report(peer, Cause::Tls, attempt, why);
         }
