@@ -28,6 +28,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use std::io::{IsTerminal, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -156,8 +157,21 @@ fn prepare_folder(folder: &Path) -> anyhow::Result<PathBuf> {
     let certificate = params.signed_by(&key, &authority)?;
     std::fs::write(folder.join("ca.pem"), authority.pem())?;
     std::fs::write(folder.join("central.pem"), certificate.pem())?;
-    std::fs::write(folder.join("central.key"), key.serialize_pem())?;
+    write_key(&folder.join("central.key"), &key.serialize_pem())?;
     Ok(folder)
+}
+
+/// Writes a private key that only this user can read. An earlier demo may have left one with another mode.
+fn write_key(path: &Path, pem: &str) -> anyhow::Result<()> {
+    let options = || std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = match options() {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(path)?;
+            options()
+        }
+        opened => opened,
+    };
+    Ok(file?.write_all(pem.as_bytes())?)
 }
 
 fn write_config(folder: &Path, central: u16, machines: &machine::Machines) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use crate::common::end;
 use crate::common::gateway::scratch_folder;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ fn check_balance(said: &str, folder: &Path) {
     );
     assert_eq!(figure(balance, "missing: it balances"), 0);
     assert!(figure(balance, "publishes received by central") >= figure(balance, " delivered"), "{balance}");
+    let mode = std::fs::metadata(folder.join("central.key")).expect("a key").mode();
+    assert_eq!(mode & 0o7777, 0o600, "central.key");
     assert!(folder.join("data").is_dir() && balance.contains(&folder.display().to_string()), "{balance}");
 }
 
