@@ -86,6 +86,8 @@ pub struct Session {
     pub user_id: i64,
     /// Whether the account may change settings: more than a gateway needs.
     pub is_administrator: bool,
+    /// Seconds that the clock of the server is ahead of that of this machine; `None` without a `Date` header.
+    pub clock_offset: Option<i64>,
 }
 
 /// The result of a call, with the server's clock.
@@ -162,14 +164,19 @@ impl Client {
                 "Odoo {version_text} is too old; {VERSION_MIN} and later are supported"
             )));
         }
-        let mut session = Session { version, version_text, protocol, user_id: 0, is_administrator: false };
+        let mut session =
+            Session { version, version_text, protocol, user_id: 0, is_administrator: false, clock_offset: None };
         session.user_id = self.login(&session).await?;
         let own = [session.user_id];
         let ids = (version >= VERSION_HAS_GROUP_ON_RECORD).then_some(&own[..]);
         let arguments = Map::from_iter([("group_ext_id".to_owned(), json!("base.group_system"))]);
         let has_group = Call { model: "res.users", method: "has_group", ids, arguments };
         session.is_administrator = match self.send(&session, has_group).await {
-            Ok(answer) => answer.value == Value::Bool(true),
+            Ok(answer) => {
+                let now = Timestamp::from(clock::wall());
+                session.clock_offset = answer.server_time.map(|time| (time.0 - now.0) / 1_000_000);
+                answer.value == Value::Bool(true)
+            }
             // An account without the right to call `has_group` is no administrator.
             Err(OdooError::Refused { .. }) => false,
             Err(error) => return Err(error),

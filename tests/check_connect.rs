@@ -4,7 +4,9 @@ use crate::common::broker::{Collector, Mosquitto};
 use crate::common::gateway::{Gateway, program_for_everybody};
 use crate::common::pki::Pki;
 use crate::common::program::{assert_has, said};
+use crate::common::real_proxy::{Kind, RealProxy};
 use crate::common::{free_address, need};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
@@ -145,4 +147,104 @@ fn root_is_told_what_the_user_of_the_service_may_not_read() {
     std::os::unix::fs::chown(&pki.client_key, Some(65_534), Some(65_534)).expect("owner");
     let output = check();
     assert!(output.status.success(), "{}", said(&output));
+}
+
+/// A device over Modbus TCP: unit 3 answers, unit 4 does not have the register, and no other unit is there.
+fn modbus_device() -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let serve = |mut stream: std::net::TcpStream| {
+        let mut request = [0; 12];
+        while stream.read_exact(&mut request).is_ok() {
+            let [_, _, _, _, _, _, unit, function, _, _, _, count] = request;
+            let answer = match unit {
+                3 => [&[unit, function, 2 * count][..], &vec![0; 2 * usize::from(count)]].concat(),
+                4 => vec![unit, function | 0x80, 2],
+                _ => continue,
+            };
+            let frame = [&request[..4], &(answer.len() as u16).to_be_bytes(), &answer].concat();
+            stream.write_all(&frame).expect("answers");
+        }
+    };
+    std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
+    address
+}
+
+/// Three machines on one bus: it once ended with "its port answers" and a hint at another command.
+#[test]
+fn each_machine_on_a_bus_is_read_once_and_left_alone_while_the_gateway_runs() {
+    let mut gateway = Gateway::prepare("connect", "");
+    let tables = gateway.folder.join("devices");
+    std::fs::create_dir_all(&tables).expect("folder");
+    let meter = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/devices/eastron-sdm630.toml"));
+    std::fs::write(tables.join("meter.toml"), meter.expect("a table")).expect("written");
+    let mut bus = format!(
+        "\n[[source.modbus]]\nname = \"meters\"\nurl = \"tcp://{}\"\ntimeout = \"300ms\"\nretries = 0\n",
+        modbus_device()
+    );
+    for (number, name) in [(3, "good"), (4, "other"), (9, "away")] {
+        bus += &format!("[[source.modbus.unit]]\nname = \"{name}\"\nunit = {number}\ndevice = \"meter\"\n");
+    }
+    let text = std::fs::read_to_string(gateway.config()).expect("a file");
+    std::fs::write(gateway.config(), text + &bus).expect("written");
+    let check = |gateway: &Gateway| {
+        let output = gateway.command(&["check", "--connect", "--json", "CONFIG"]);
+        let json: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        let found = json["connect"].as_array().expect("a list").clone();
+        found.into_iter().filter(|finding| finding["part"] == "source meters").collect::<Vec<_>>()
+    };
+    let found = check(&gateway);
+    let of = |name: &str| {
+        let is_one = |finding: &&serde_json::Value| finding["text"].as_str().expect("text").contains(name);
+        found.iter().find(is_one).unwrap_or_else(|| panic!("{name}: {found:#?}"))
+    };
+    assert_eq!(of("unit 3 (good) answers: input 0 to")["mark"], "good");
+    assert_eq!(of("unit 4 (other) answers, and refuses input 0")["mark"], "fault");
+    assert_has(&of("unit 4 (other)").to_string(), &["exception 2", "device table", "meter"]);
+    assert_eq!(of("unit 9 (away): no answer within 300ms")["mark"], "fault");
+    gateway.run();
+    let found = check(&gateway);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0]["mark"], "unknown");
+    assert_has(&found[0].to_string(), &["the running gateway has this bus", "forebay devices"]);
+}
+
+#[test]
+fn the_proxy_has_a_mark_of_its_own_and_the_clock_of_a_broker_is_not_known() {
+    let gateway = Gateway::prepare("connect", "");
+    let pki = Pki::write(&gateway.folder);
+    let broker = Mosquitto::start(&gateway.folder, &pki);
+    let base = std::fs::read_to_string(gateway.config()).expect("a file");
+    let mut proxy = RealProxy::start(Kind::Microsocks, &gateway.folder, 1);
+    let through = |port: u16, proxy: &RealProxy| {
+        let destination = format!("\n[[destination]]\nname = \"central\"\nurl = \"mqtt://127.0.0.1:{port}\"\n");
+        std::fs::write(gateway.config(), format!("{base}{destination}{}", proxy.line(&gateway.folder)))
+            .expect("written");
+        let output = gateway.command(&["check", "--connect", "CONFIG"]);
+        (output.status.success(), said(&output))
+    };
+    let (is_good, text) = through(broker.plain.port(), &proxy);
+    assert!(is_good, "{text}");
+    let answers = format!("✓ proxy {} is 127.0.0.1, and its port answers", proxy.address);
+    let opens =
+        format!("✓ the proxy socks5://{} opens connections to 127.0.0.1:{}", proxy.address, broker.plain.port());
+    assert_has(&text, &[&answers, &opens, "accepts the login through the proxy"]);
+    assert_has(&text, &["? the clock of the broker cannot be known over MQTT"]);
+    let (is_good, text) = through(free_address().port(), &proxy);
+    assert!(!is_good, "{text}");
+    assert_has(&text, &[&answers, "✗ proxy "]);
+    proxy.kill();
+    let (is_good, text) = through(broker.plain.port(), &proxy);
+    assert!(!is_good, "{text}");
+    assert_has(&text, &[&format!("✗ proxy {} cannot be reached", proxy.address)]);
+}
+
+/// Odoo names the time in each answer.
+#[test]
+fn the_clock_of_odoo_is_compared_with_that_of_the_gateway() {
+    let odoo = crate::odoo::fake::Odoo::start();
+    let plant = crate::odoo::Plant::prepare("connect-odoo", &odoo.url(), "500ms", "", "");
+    let output = plant.gateway.command(&["check", "--connect", "CONFIG"]);
+    assert_has(&said(&output), &["✓ its clock and that of this machine differ by less than 5 s"]);
 }

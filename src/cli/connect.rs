@@ -5,6 +5,7 @@
 //! Invariant: every step has a time limit.
 
 mod broker;
+mod bus;
 mod finding;
 mod machine;
 
@@ -15,14 +16,21 @@ use super::table::coloured;
 use crate::config::Config;
 use crate::forward;
 use crate::mqtt::Protocol;
+use crate::setting::rough;
 use crate::sources::SourceConfig;
-use crate::sources::{modbus, odoo};
+use crate::sources::odoo;
 use crate::telemetry::shown;
 use broker::Broker;
 use finding::{Part, STEP_WAIT_MAX};
 use std::fmt::Write;
 use std::net::SocketAddr;
-use tokio::net::{TcpListener, TcpStream};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+/// MQTT carries no time of day, and TLS 1.3 none either.
+const CLOCK_OF_BROKER: &str = "the clock of the broker cannot be known over MQTT; compare `date -u` on both machines";
+/// Largest difference to the clock of a peer that is no doubt about one of them. An HTTP date has whole seconds.
+const CLOCK_DIFFERENCE_MAX: i64 = 5;
 
 /// Checks every destination and source, the clock and the disk.
 pub(super) fn check(config: &Config) -> anyhow::Result<Vec<Finding>> {
@@ -55,12 +63,13 @@ async fn check_destination(config: &Config, destination: &forward::Config, part:
                 continue;
             }
         };
-        let broker = Broker { url, tls: &destination.tls, is_direct: destination.proxy.is_none(), target };
+        let broker = Broker { url, tls: &destination.tls, proxy: destination.proxy.as_ref(), target };
         let connect_as = broker::connect_as(&client, destination.protocol);
         let Some(mut session) = broker.connect(&connect_as, part).await else { continue };
         let limits = session.limits();
         broker::round_trip(&mut session, &topic, part).await;
         session.close().await;
+        part.unknown(CLOCK_OF_BROKER);
         if destination.protocol == Protocol::V5 {
             let wanted = largest_packet(config);
             match limits.packet_bytes_max {
@@ -98,7 +107,7 @@ async fn check_source(config: &Config, source: &SourceConfig, part: &mut Part<'_
             };
             let around = &config.surroundings;
             let client = format!("forebay-{}-{}-{}-check", around.environment, around.site, around.gateway);
-            let checked = Broker { url: &broker.url, tls: &broker.tls, is_direct: broker.proxy.is_none(), target };
+            let checked = Broker { url: &broker.url, tls: &broker.tls, proxy: broker.proxy.as_ref(), target };
             let connect_as = broker::connect_as(&client, broker.protocol);
             let Some(mut session) = checked.connect(&connect_as, part).await else { return };
             if broker.protocol == Protocol::V5 {
@@ -107,7 +116,10 @@ async fn check_source(config: &Config, source: &SourceConfig, part: &mut Part<'_
             session.close().await;
         }
         SourceConfig::Odoo(source) => check_odoo(config, source, part).await,
-        SourceConfig::Modbus(bus) => check_bus(bus, part).await,
+        SourceConfig::Modbus(bus) => {
+            let is_running = UnixStream::connect(&config.socket).await.is_ok();
+            bus::check(bus, is_running, part).await;
+        }
         SourceConfig::Folder(folder) => machine::check_folder(&folder.path, part),
     }
 }
@@ -141,6 +153,7 @@ async fn check_odoo(config: &Config, source: &odoo::Config, part: &mut Part<'_>)
         Ok(Err(error)) => part.fault(error.to_string()),
         Ok(Ok(report)) => {
             part.good(format!("Odoo {} answers, and the key is valid", report.session.version_text));
+            compare_clock(report.session.clock_offset, part);
             let faulty: Vec<_> = report.findings.iter().filter(|finding| finding.problem.is_some()).collect();
             match faulty.first() {
                 None => part.good("the account may read what the contracts need"),
@@ -150,21 +163,17 @@ async fn check_odoo(config: &Config, source: &odoo::Config, part: &mut Part<'_>)
     }
 }
 
-async fn check_bus(bus: &modbus::Config, part: &mut Part<'_>) {
-    if let Some(device) = bus.url.strip_prefix("rtu:") {
-        return match std::fs::File::options().read(true).write(true).open(device) {
-            Ok(_) => part.good(format!("{device} can be opened; try a device with `forebay modbus read`")),
-            Err(error) => part
-                .fault(format!("{device} cannot be opened: {error}; the user of the service must be in group dialout")),
-        };
-    }
-    let address = match modbus::address::Address::parse(&bus.url) {
-        Ok(address) => address,
-        Err(error) => return part.fault(error),
+/// Compares the clock of a peer. `offset` is the time in seconds that it is ahead of this machine, if the peer has sent one.
+fn compare_clock(offset: Option<i64>, part: &mut Part<'_>) {
+    let Some(offset) = offset else {
+        return part.unknown("its clock cannot be known: the answers have no Date header");
     };
-    let Some(place) = address.place() else { return };
-    if broker::reach(place, part).await.is_some() {
-        part.good("try a device with `forebay modbus read`");
+    let by = rough(Duration::from_secs(offset.unsigned_abs()));
+    let way = if offset < 0 { "behind" } else { "ahead of" };
+    if offset.abs() < CLOCK_DIFFERENCE_MAX {
+        part.good(format!("its clock and that of this machine differ by less than {CLOCK_DIFFERENCE_MAX} s"));
+    } else {
+        part.warning(format!("its clock is {by} {way} that of this machine; one of them is wrong"));
     }
 }
 
@@ -179,6 +188,7 @@ pub(super) fn text(found: &[Finding], is_coloured: bool) -> String {
         }
         let (sign, colour) = match finding.mark {
             Mark::Good => ("✓", "32"),
+            Mark::Unknown => ("?", "36"),
             Mark::Warning => ("!", "33"),
             Mark::Fault => ("✗", "31"),
         };

@@ -73,6 +73,11 @@ impl ProxyAddress {
 }
 
 impl Proxy {
+    /// Returns host and port.
+    pub(crate) fn place(&self) -> Result<(String, u16), String> {
+        ProxyAddress::parse(&self.url).map(|address| (address.host, address.port))
+    }
+
     /// The file that the settings name, with its key in the part.
     pub fn file(&mut self) -> Option<NamedFile<'_>> {
         self.password_file.as_mut().map(|file| NamedFile::Secret("proxy.password_file", file))

@@ -4,8 +4,8 @@ use super::finding::{Part, STEP_WAIT_MAX};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::link::{
-    Address, ConnectAs, Delivery, Head, Inbox, LinkError, Output, Rejection, Reply, Session, Subscription, Target,
-    authority, push_publish, push_subscribe,
+    Address, ConnectAs, Delivery, Head, Inbox, LinkError, Output, Proxy, Rejection, Reply, Session, Subscription,
+    Target, authority, push_publish, push_subscribe,
 };
 use crate::mqtt::Protocol;
 use crate::tls::{self, ClientFiles};
@@ -20,8 +20,8 @@ use tokio_rustls::TlsConnector;
 pub(super) struct Broker<'a> {
     pub url: &'a str,
     pub tls: &'a ClientFiles,
-    /// No proxy is on the way: the gateway resolves the name itself.
-    pub is_direct: bool,
+    /// Without one, the gateway resolves the name itself.
+    pub proxy: Option<&'a Proxy>,
     pub target: Target,
 }
 
@@ -41,17 +41,28 @@ impl Broker<'_> {
                 return None;
             }
         };
-        if self.is_direct {
-            let stream = reach((&address.host, address.port), part).await?;
-            if address.is_tls && !self.shake_hands(stream, &address, part).await {
+        match self.proxy.map(Proxy::place) {
+            Some(Ok((host, port))) => drop(reach("proxy ", (&host, port), part).await?),
+            Some(Err(error)) => {
+                part.fault(error);
                 return None;
+            }
+            None => {
+                let stream = reach("", (&address.host, address.port), part).await?;
+                if address.is_tls && !self.shake_hands(stream, &address, part).await {
+                    return None;
+                }
             }
         }
         match timeout(STEP_WAIT_MAX * 2, self.target.connect(connect_as)).await {
             Err(_) => part.fault(format!("{} does not complete the connection in time", self.url)),
+            Ok(Err(error @ LinkError::Proxy { .. })) => part.fault(error.to_string()),
             Ok(Err(error)) => part.fault(format!("login as client \"{}\": {error}", connect_as.client)),
             Ok(Ok(session)) => {
-                let way = if self.is_direct { "" } else { " through the proxy" };
+                if let Some(proxy) = self.proxy {
+                    part.good(format!("the proxy {} opens connections to {address}", proxy.url));
+                }
+                let way = if self.proxy.is_none() { "" } else { " through the proxy" };
                 part.good(format!("{} accepts the login{way} as client \"{}\"", address, connect_as.client));
                 return Some(session);
             }
@@ -101,9 +112,9 @@ impl Broker<'_> {
     }
 }
 
-/// Resolves a name and connects to its port.
-pub(super) async fn reach((host, port): (&str, u16), part: &mut Part<'_>) -> Option<TcpStream> {
-    let place = authority(host, port);
+/// Resolves a name and connects to its port. `what` precedes the name in findings.
+pub(super) async fn reach(what: &str, (host, port): (&str, u16), part: &mut Part<'_>) -> Option<TcpStream> {
+    let place = format!("{what}{}", authority(host, port));
     let addresses = match timeout(STEP_WAIT_MAX, lookup_host((host, port))).await {
         Ok(Ok(addresses)) => addresses.collect::<Vec<_>>(),
         Ok(Err(error)) => {

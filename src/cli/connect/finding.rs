@@ -10,6 +10,8 @@ pub(super) const STEP_WAIT_MAX: Duration = Duration::from_secs(10);
 #[serde(rename_all = "lowercase")]
 pub(in crate::cli) enum Mark {
     Good,
+    /// The step cannot find out.
+    Unknown,
     Warning,
     Fault,
 }
@@ -36,6 +38,10 @@ impl Part<'_> {
 
     pub(super) fn good(&mut self, text: impl Into<String>) {
         self.add(Mark::Good, text);
+    }
+
+    pub(super) fn unknown(&mut self, text: impl Into<String>) {
+        self.add(Mark::Unknown, text);
     }
 
     pub(super) fn warning(&mut self, text: impl Into<String>) {
