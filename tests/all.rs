@@ -107,6 +107,8 @@ mod fairness;
 mod hostile;
 /// Names and rights of clients, by every way to prove a name.
 mod identity;
+/// Commands that read the journal of a running gateway answer or refuse.
+mod in_use;
 /// Rights that are withdrawn end at once, in whatever state a client is.
 mod rights_change;
 /// Refused clients reach central as security events.
