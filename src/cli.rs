@@ -75,6 +75,9 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     after_help = EXITS
 )]
 struct Cli {
+    /// Show times in tables in UTC instead of local time
+    #[arg(long, global = true)]
+    utc: bool,
     // Before the command. The option is global, so that the command has the value.
     #[command(flatten)]
     _config: ConfigFile,
@@ -219,6 +222,9 @@ pub fn command() -> clap::Command {
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.utc {
+        table::use_utc();
+    }
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {

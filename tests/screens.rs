@@ -61,7 +61,8 @@ fn no_line_of_a_screen_is_wider_than_the_terminal() {
                 .arg("--socket")
                 .arg(&socket)
                 .env("COLUMNS", columns.to_string())
-                .env("TZ", "UTC")
+                .env("TZ", "CET-1")
+                .arg("--utc")
                 .output()
                 .expect("runs");
             let text = said(&output);
@@ -80,4 +81,25 @@ fn no_line_of_a_screen_is_wider_than_the_terminal() {
         }
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn tables_show_local_time_unless_they_are_asked_for_utc() {
+    let folder = scratch_folder("zones");
+    let socket = folder.path().join("forebay.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    std::thread::spawn(move || listener.incoming().for_each(|stream| answer(stream.expect("a connection"))));
+    let list = |zone: &str, before: &[&str]| {
+        let command = [before, &["dead", "list", "--socket"]].concat();
+        let output = Command::new(PROGRAM).args(command).arg(&socket).env("TZ", zone).output().expect("runs");
+        said(&output)
+    };
+    for (zone, before, head, time) in [
+        ("CET-1", &[][..], "RECORDED (local)", "2026-11-30 19:22:10"),
+        ("CET-1", &["--utc"], "RECORDED (UTC)", "2026-11-30 18:22:10"),
+        ("UTC", &[], "RECORDED (UTC)", "2026-11-30 18:22:10"),
+    ] {
+        let text = list(zone, before);
+        assert!(text.contains(head) && text.contains(time), "{zone} {before:?}: {text}");
+    }
 }

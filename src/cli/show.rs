@@ -86,7 +86,7 @@ pub(super) fn replays(replays: &[Replay], is_coloured: bool) -> String {
             ]
         })
         .collect();
-    table(&["ID", "BEGUN (UTC)", "TO", "STATE", "EVENTS", "SENT", "FAILED"], &[0, 4, 5, 6], &rows, is_coloured)
+    table(&["ID", "BEGUN (ZONE)", "TO", "STATE", "EVENTS", "SENT", "FAILED"], &[0, 4, 5, 6], &rows, is_coloured)
 }
 
 /// Formats audit entries. A `?` after the time means that the clock was not trusted.
@@ -104,7 +104,7 @@ pub(super) fn audit(entries: &[AuditEntry], is_coloured: bool) -> String {
             vec![at, by, entry.action.clone(), shortened(&entry.result, REASON_SHOWN), what]
         })
         .collect();
-    table(&["AT (UTC)", "BY", "ACTION", "RESULT", "WHAT"], &[], &rows, is_coloured)
+    table(&["AT (ZONE)", "BY", "ACTION", "RESULT", "WHAT"], &[], &rows, is_coloured)
 }
 
 /// Returns the user name of a uid on this machine, or the uid if it has no name.
@@ -141,7 +141,7 @@ pub(super) fn letters(letters: &[Letter], is_coloured: bool) -> String {
             ]
         })
         .collect();
-    table(&["ID", "RECORDED (UTC)", "STATE", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
+    table(&["ID", "RECORDED (ZONE)", "STATE", "STREAM", "FROM", "TOPIC", "REASON"], &[0], &rows, is_coloured)
 }
 
 /// Letters that have something in common.
@@ -164,7 +164,7 @@ pub(super) fn letter_counts(counts: &[LetterCount], is_coloured: bool) -> String
         vec![number(one.count), one.first.to_string(), one.last.to_string(), seconds(&one.recorded), one.what.clone()]
     };
     let rows: Vec<_> = counts.iter().map(row).collect();
-    table(&["LETTERS", "FIRST", "LAST", "NEWEST (UTC)", "WHAT"], &[0, 1, 2], &rows, is_coloured)
+    table(&["LETTERS", "FIRST", "LAST", "NEWEST (ZONE)", "WHAT"], &[0, 1, 2], &rows, is_coloured)
 }
 
 pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {
@@ -184,7 +184,7 @@ pub(super) fn exceptions(open: &[Exception], is_coloured: bool) -> String {
             ]
         })
         .collect();
-    table(&["SEVERITY", "KIND", "WHAT", "SINCE (UTC)", "OPEN FOR", "REASON"], &[4], &rows, is_coloured)
+    table(&["SEVERITY", "KIND", "WHAT", "SINCE (ZONE)", "OPEN FOR", "REASON"], &[4], &rows, is_coloured)
 }
 
 pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {

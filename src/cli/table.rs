@@ -7,8 +7,10 @@ use crate::clock;
 use crate::event::Timestamp;
 use crate::setting::rough;
 use crate::telemetry::shown;
+use jiff::tz::TimeZone;
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Formats a table with aligned columns. `right` lists the right-aligned columns of numbers. On a terminal it fits the
@@ -21,7 +23,7 @@ pub(super) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>], is_col
 const OPTIONAL: [&str; 19] = [
     "REPEATS",
     "DISK",
-    "LAST ANSWER (UTC)",
+    "LAST ANSWER (ZONE)",
     "IN FLIGHT",
     "DROPPED",
     "BACKLOG",
@@ -62,7 +64,8 @@ fn table_within(
     (is_coloured, columns): (bool, Option<usize>),
 ) -> String {
     let rows: Vec<Vec<Cow<'_, str>>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
-    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    let titles: Vec<Cow<'_, str>> = head.iter().map(|title| with_zone(title)).collect();
+    let mut widths: Vec<usize> = titles.iter().map(|title| title.chars().count()).collect();
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -87,7 +90,7 @@ fn table_within(
         let line = line.trim_end();
         let _ = if is_head && is_coloured { writeln!(out, "\x1b[1m{line}\x1b[0m") } else { writeln!(out, "{line}") };
     };
-    push(&|index| head[index].to_owned(), true);
+    push(&|index| titles[index].clone().into_owned(), true);
     for row in &rows {
         push(&|index| row.get(index).map_or_else(String::new, |cell| cell.clone().into_owned()), false);
     }
@@ -104,7 +107,7 @@ fn fit(
     let mut kept: Vec<usize> = (0..head.len()).collect();
     // Times are useless without their end.
     let is_text =
-        |index: usize| !right.contains(&index) && !head[index].contains("UTC") && !head[index].contains("SINCE");
+        |index: usize| !right.contains(&index) && !head[index].contains("(ZONE)") && !head[index].contains("SINCE");
     let next_optional = |kept: &[usize]| {
         let place = |name: &&str| kept.iter().position(|index| head[*index] == *name);
         let empty = OPTIONAL_IF_ZERO.iter().filter_map(place).find(|place| is_zero(kept[*place]));
@@ -219,9 +222,33 @@ pub(super) fn clock_offset(seconds: f64) -> String {
     }
 }
 
-/// Returns an RFC 3339 time up to its seconds, for a table.
+/// The time zone of the times in tables.
+static ZONE: OnceLock<TimeZone> = OnceLock::new();
+
+/// Has tables show times in UTC, instead of the time zone of the system.
+pub(super) fn use_utc() {
+    ZONE.get_or_init(|| TimeZone::UTC);
+}
+
+fn zone() -> &'static TimeZone {
+    ZONE.get_or_init(TimeZone::system)
+}
+
+/// The head of a column, with the time zone in place of `(ZONE)`.
+fn with_zone(head: &str) -> Cow<'_, str> {
+    match head.strip_suffix("(ZONE)") {
+        Some(name) if matches!(zone().iana_name(), Some("UTC" | "Etc/UTC")) => format!("{name}(UTC)").into(),
+        Some(name) => format!("{name}(local)").into(),
+        None => head.into(),
+    }
+}
+
+/// Returns an RFC 3339 time up to its seconds, in the time zone of the tables.
 pub(super) fn seconds(time: &str) -> String {
-    time.get(..19).unwrap_or_default().replace('T', " ")
+    let Some(at) = Timestamp::parse(time).and_then(|at| jiff::Timestamp::from_microsecond(at.0).ok()) else {
+        return String::new();
+    };
+    at.to_zoned(zone().clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 pub(super) fn counted(count: usize, what: &str) -> String {

@@ -240,7 +240,7 @@ fn show(report: &FileReport, is_coloured: bool) -> String {
             ]
         })
         .collect();
-    let head = ["STREAM", "EVENTS", "FIRST", "LAST", "FROM (UTC)", "TO (UTC)"];
+    let head = ["STREAM", "EVENTS", "FIRST", "LAST", "FROM (ZONE)", "TO (ZONE)"];
     out.push_str(&table(&head, &[1, 2, 3], &rows, is_coloured));
     let end = found.end.map_or_else(|| "an unknown end".to_owned(), |end| number(end - 1));
     let _ = writeln!(

@@ -101,7 +101,7 @@ fn units(units: &[&UnitStatus], is_coloured: bool) -> String {
             ]
         })
         .collect();
-    let head = ["SOURCE", "UNIT", "NO.", "STATE", "SINCE (UTC)", "LAST ANSWER (UTC)", "POINTS", "REASON"];
+    let head = ["SOURCE", "UNIT", "NO.", "STATE", "SINCE (ZONE)", "LAST ANSWER (ZONE)", "POINTS", "REASON"];
     table(&head, &[2], &rows, is_coloured)
 }
 
@@ -125,7 +125,7 @@ fn points(units: &[&UnitStatus], is_coloured: bool) -> Option<String> {
             ]
         })
         .collect();
-    let mut text = table(&["POINT", "STATE", "SINCE (UTC)", "REASON"], &[], &rows, is_coloured);
+    let mut text = table(&["POINT", "STATE", "SINCE (ZONE)", "REASON"], &[], &rows, is_coloured);
     if bad.len() > POINTS_SHOWN {
         let more = counted(bad.len() - POINTS_SHOWN, "more point");
         text.push_str(&format!("and {more}; --json lists all\n"));
