@@ -110,6 +110,7 @@ impl Config {
         let has_mask_key = !mask_key.bytes().is_empty();
         let (contracts, contract_warnings) = load_contracts(&raw, &names, &lane_names, has_mask_key, &mut found);
         parts::check_watch(&raw, &contracts, &mut found);
+        parts::check_commands(&raw, &contracts, &mut found);
         parts::check_enabled(&raw, &contracts, &mut found);
         lanes::check_order(&mut sending, &contracts, &mut found);
         if found.is_acceptable() {

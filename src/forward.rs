@@ -46,7 +46,7 @@ pub mod status;
 mod throttle;
 
 pub use batch::{BATCH, BATCH_ZSTD};
-pub use client_id::{CONNECTIONS, ClientIds};
+pub use client_id::{COMMANDS, CONNECTIONS, ClientIds};
 pub use config::{Config, Envelope, Urls};
 pub use forwarder::{Forwarder, ForwarderSpec};
 pub use keys::Connection;

@@ -18,6 +18,7 @@ pub mod gateway;
 pub mod admin;
 pub mod config;
 
+pub mod command;
 pub mod ledger;
 pub mod survival;
 pub mod timekeeper;

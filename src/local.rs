@@ -178,7 +178,10 @@ impl Local {
             topic.clear();
             event.published.renderer.push_topic(event.record, &mut topic);
             if let Ok(topic) = std::str::from_utf8(&topic) {
-                last.update(topic, &event);
+                // A command is no state: a later subscriber must not execute it.
+                if !event.published.publication.is_to_devices() {
+                    last.update(topic, &event);
+                }
                 matcher.wake_matching(event.place.lane, event.place.offset, topic);
             }
             Enough::No

@@ -77,6 +77,8 @@ mod modbus;
 /// Odoo as a source: recorded answers always, the real program on request.
 mod odoo;
 
+/// Commands of central reach devices once, in order, and are answered by receipts, through kills.
+mod commands;
 /// Payloads are delivered as their contract says, or become dead letters that give the reason.
 mod contracts;
 /// Dead letters are requeued, edited and discarded, singly and by filter.

@@ -228,6 +228,8 @@ fn the_tables_have_every_key_of_contracts_and_device_tables() {
         ("config/contracts/README.md", "## Keys", "contracts/a.toml", format!("{contract}[match]\n")),
         ("config/contracts/README.md", "## Keys", "contracts/a.toml", format!("{contract}[retention]\n")),
         ("config/contracts/README.md", "## Keys", "contracts/a.toml", format!("{contract}[columns.a]\n")),
+        ("config/commands.md", "## Keys", "contracts/a.toml", "kind = \"command\"\n".into()),
+        ("config/commands.md", "## Keys", "contracts/a.toml", "kind = \"command\"\n[confirm]\n".into()),
         ("config/contracts/odoo/README.md", "## Contracts for Odoo", "contracts/a.toml", odoo.clone()),
         ("config/contracts/odoo/README.md", "## Contracts for Odoo", "contracts/a.toml", odoo + "[[odoo.event]]\n"),
         ("config/devices/README.md", "## A table of your own", "devices/a.toml", String::new()),

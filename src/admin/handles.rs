@@ -2,6 +2,7 @@
 
 use super::failures::Failures;
 use super::reload::Reloading;
+use crate::command;
 use crate::contract::{GatewayNames, SourceKind};
 use crate::event::Timestamp;
 use crate::forward;
@@ -52,6 +53,8 @@ pub struct Handles {
     pub budget: Arc<Budget>,
     /// The known records of the Odoo sources.
     pub mirrors: Mirrors,
+    /// Problems of the commands of central.
+    pub commands: Arc<command::Board>,
 }
 
 /// A running source, as status and metrics show it.

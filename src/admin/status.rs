@@ -164,6 +164,7 @@ impl Handles {
         for source in &status.sources {
             problems.extend(source.problem.iter().map(|why| format!("source {}: {why}", source.name)));
         }
+        problems.extend(self.commands.problems());
         problems.extend(self.monitoring.problem());
         problems
     }

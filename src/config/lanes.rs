@@ -3,7 +3,7 @@
 use super::disk::{disk_bytes, disk_free};
 use super::file::{Dead, File, Lane};
 use crate::contract::{Contracts, Order};
-use crate::forward::{CONNECTIONS, CatchUp, Hours, Rate, Sending};
+use crate::forward::{COMMANDS, CONNECTIONS, CatchUp, Hours, Rate, Sending};
 use crate::journal::{self, Full, LaneConfig};
 use crate::setting::{Bytes, Findings, Span, check_word};
 use std::collections::BTreeMap;
@@ -106,7 +106,7 @@ fn check_name(name: &str, found: &mut Findings<'_>) {
     if name == journal::DEAD {
         found.problem("", "\"dead\" is taken: the log of dead letters has that name, and is set up by [dead]");
     }
-    if CONNECTIONS.contains(&name) {
+    if CONNECTIONS.contains(&name) || name == COMMANDS {
         found.problem("", format!("\"{name}\" is taken: each destination has a connection of that name"));
     }
     if name == journal::PUBLICATIONS || name.bytes().all(|byte| byte == b'.') {

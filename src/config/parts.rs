@@ -9,7 +9,7 @@ use crate::forward::{self, Sending};
 use crate::journal::LaneConfig;
 use crate::link::Address;
 use crate::mqtt::Filter;
-use crate::setting::{Findings, check_word};
+use crate::setting::{Findings, Problem, check_word};
 use crate::sources::{SourceConfig, broker};
 use crate::tls;
 use crate::watch;
@@ -88,7 +88,9 @@ pub(super) fn check_destinations(
                 found.problem("name", format!("\"{name}\" is taken by a destination above; names are unique"));
             }
             destination.check(found);
-            found.note(destination.client_ids().check(&connections));
+            let own = destination.commands.then(|| forward::COMMANDS.to_owned());
+            let with_commands: Vec<String> = connections.iter().cloned().chain(own).collect();
+            found.note(destination.client_ids().check(&with_commands));
             if let Some(budget) = &destination.budget {
                 budget.check(&lanes, found);
             }
@@ -156,6 +158,40 @@ pub(super) fn check_watch(raw: &File, contracts: &Contracts, found: &mut Finding
     }
 }
 
+/// Checks who sends commands, and whether the environment allows their contracts.
+pub(super) fn check_commands(raw: &File, contracts: &Contracts, found: &mut Findings<'_>) {
+    let senders: Vec<usize> = (0..raw.destination.len()).filter(|index| raw.destination[*index].commands).collect();
+    for index in senders.iter().skip(1) {
+        let first = &raw.destination[senders[0]].name;
+        let message = format!("destination \"{first}\" sends commands already; one destination may");
+        found.problem(&format!("destination[{index}].commands"), message);
+    }
+    let is_production = found.is_production();
+    for contract in contracts.commands().iter().filter(|contract| is_production && !contract.allow_commands) {
+        let message = "a contract of commands in environment \"production\" needs allow_commands = true in its file";
+        found.add(Problem {
+            file: contract.file.clone(),
+            line: 0,
+            key: "allow_commands".into(),
+            message: message.into(),
+        });
+    }
+    match (senders.first(), contracts.commands().first()) {
+        (Some(index), None) => {
+            let message = "no contract of commands is enabled: every command is refused";
+            found.warning(&format!("destination[{index}].commands"), message);
+        }
+        (None, Some(contract)) => {
+            let message = format!(
+                "contract {} is for commands, and no destination has commands = true: none can come",
+                contract.name
+            );
+            found.warning("destination", message);
+        }
+        _ => {}
+    }
+}
+
 /// Checks that each entry of `enable` names a contract.
 pub(super) fn check_enabled(raw: &File, contracts: &Contracts, found: &mut Findings<'_>) {
     // Without contracts their own problems are reported.
@@ -165,7 +201,8 @@ pub(super) fn check_enabled(raw: &File, contracts: &Contracts, found: &mut Findi
     for (index, pattern) in raw.enable.iter().enumerate() {
         let is_named =
             |stream: &str| pattern.strip_suffix('*').map_or(pattern == stream, |start| stream.starts_with(start));
-        if !contracts.iter().any(|contract| is_named(contract.stream())) {
+        let is_command = contracts.commands().iter().any(|contract| is_named(&contract.name));
+        if !is_command && !contracts.iter().any(|contract| is_named(contract.stream())) {
             let message = format!(
                 "\"{pattern}\" is no stream of a contract in {}; expected one such as \"sales.order\", or \"sales.*\"",
                 raw.contracts.display()

@@ -379,7 +379,7 @@ fn check_columns(raw: &File) -> Result<(), Mistake> {
     columns::check(found).map_err(|(key, message)| Mistake { key, message })
 }
 
-fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Schema), Problem> {
+pub(super) fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Schema), Problem> {
     let wrong = |message: String| document.problem("schema", message);
     let path = document.file().parent().unwrap_or(Path::new(".")).join(name);
     let content =
@@ -391,10 +391,13 @@ fn load_schema(document: &Document, name: &str) -> Result<(serde_json::Value, Sc
     Ok((value, schema))
 }
 
-fn check_stream_name(name: &str) -> Result<(), String> {
+pub(super) fn check_stream_name(name: &str) -> Result<(), String> {
     let good_word = |word: &str| {
         !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
     };
+    if name.starts_with("command.") {
+        return Err(format!("\"{name}\" is taken: streams that start with \"command.\" are those of commands"));
+    }
     if name.starts_with("gateway.") {
         return Err(format!("\"{name}\" is taken: streams that start with \"gateway.\" are the gateway's own"));
     }
@@ -407,7 +410,7 @@ fn check_stream_name(name: &str) -> Result<(), String> {
     }
 }
 
-fn check_version(version: &str) -> Result<(), String> {
+pub(super) fn check_version(version: &str) -> Result<(), String> {
     let numbers: Vec<_> = version.split('.').map(str::parse::<u32>).collect();
     if numbers.len() == 3 && numbers.iter().all(Result::is_ok) && major_of(version) > 0 {
         Ok(())

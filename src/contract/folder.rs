@@ -2,6 +2,7 @@
 
 use super::change::incompatibilities;
 use super::check::Contract;
+use super::command::{self, CommandContract};
 use super::file;
 use super::publication::Publication;
 use super::terms::{GatewayNames, SourceKind};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub struct Contracts {
     list: Vec<Arc<Contract>>,
+    commands: Vec<Arc<CommandContract>>,
 }
 
 /// The client that submits an event.
@@ -71,7 +73,21 @@ impl Contracts {
         files.sort();
         let mut problems = Vec::new();
         let mut list: Vec<Arc<Contract>> = Vec::new();
+        let mut commands: Vec<Arc<CommandContract>> = Vec::new();
         for file in &files {
+            match command::load(file, lanes) {
+                Ok(None) => {}
+                Ok(Some(contract)) => {
+                    if contract.is_enabled || is_named(enable, &contract.name) {
+                        commands.push(Arc::new(contract));
+                    }
+                    continue;
+                }
+                Err(problem) => {
+                    problems.push(problem);
+                    continue;
+                }
+            }
             match file::load(file, surroundings, lanes, has_mask_key, &mut warnings) {
                 Ok(contract) if !contract.is_enabled && !is_named(enable, contract.stream()) => {}
                 Ok(contract) => match list.iter().find_map(|other| conflict(other, &contract)) {
@@ -83,18 +99,24 @@ impl Contracts {
                 Err(problem) => problems.push(problem),
             }
         }
+        problems.extend(command::conflicts(&commands, &list));
         if !problems.is_empty() {
             return Err(problems);
         }
         // The most specific pattern comes first, so a search stops at the first match.
         let width = |contract: &Contract| (contract.source_name.is_none(), Reverse(contract.pattern.specificity()));
         list.sort_by_key(|contract| width(contract));
-        Ok((Self { list }, warnings))
+        Ok((Self { list, commands }, warnings))
     }
 
     /// Iterates over all enabled contracts, the most specific first.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Contract>> {
         self.list.iter()
+    }
+
+    /// The enabled contracts of commands.
+    pub fn commands(&self) -> &[Arc<CommandContract>] {
+        &self.commands
     }
 
     /// Checks the contracts against the publications `in_force`, oldest first: finds changes that break consumers, and

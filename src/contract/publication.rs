@@ -110,7 +110,7 @@ impl Publication {
 }
 
 /// Escapes a text as topic levels.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut out = Vec::new();
     push_topic_levels(&mut out, text);
     String::from_utf8_lossy(&out).into_owned()

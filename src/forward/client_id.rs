@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 /// Connections of a destination besides those of the lanes.
 pub const CONNECTIONS: [&str; 2] = ["again", "status"];
 
+/// The connection on which a destination sends commands, if it does.
+pub const COMMANDS: &str = "commands";
+
 /// What stands for the name of the connection in a client id.
 const CONNECTION: &str = "{connection}";
 

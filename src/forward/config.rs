@@ -2,6 +2,7 @@
 
 use super::client_id::{ClientIdSettings, ClientIds};
 use super::meter::ByteBudget;
+use crate::contract::{Publication, RECEIPTS};
 use crate::journal::Start;
 use crate::link::{self, Address, Protocol, Proxy, Target};
 use crate::secret::Secret;
@@ -56,6 +57,9 @@ pub struct Config {
     pub from: Start,
     /// Bytes of each lane that this destination may hold back; beyond it, the oldest events are discarded for it.
     pub hold: Option<Bytes>,
+    /// Whether the gateway takes commands from this destination.
+    #[serde(default)]
+    pub commands: bool,
     /// Topic level that `forebay replay` puts in front of the topic; none for MQTT 5 by default.
     pub replay_topic: Option<String>,
 }
@@ -135,13 +139,19 @@ impl Config {
         Duration::from_secs(if self.budget.is_some() { 300 } else { 30 })
     }
 
-    /// Whether a stream goes to this destination. The gateway's own streams always do: they report losses.
-    pub fn takes(&self, stream: &str) -> bool {
+    /// Whether a stream goes to this destination. The gateway's own streams always do: they report losses. Receipts go to
+    /// those that send commands, and commands to devices go nowhere else.
+    pub fn takes(&self, published: &Publication) -> bool {
+        let stream = &published.stream;
+        if published.is_to_devices() {
+            return false;
+        }
         self.streams.is_empty()
             || stream.starts_with("gateway.")
+            || (self.commands && stream == RECEIPTS)
             || self.streams.iter().any(|pattern| match pattern.strip_suffix('*') {
                 Some(start) => stream.starts_with(start),
-                None => stream == pattern,
+                None => *stream == *pattern,
             })
     }
 

@@ -185,7 +185,7 @@ impl EventReader {
             }
         }
         let Some((published, sequence)) = numbered else { return Next::Unreadable(offset) };
-        if !link.to.takes(&published.publication.stream) {
+        if !link.to.takes(&published.publication) {
             return Next::NotOwed(offset, published.stream);
         }
         if link.lane.is_expired(&link.to.name, published.publication.retention_unsettled, offset, &record) {

@@ -25,6 +25,7 @@ impl ReplayFilter {
             self.streams.iter().any(|wanted| published.is_named(wanted))
         };
         is_stream
+            && !published.publication.is_to_devices()
             && self.key.as_deref().is_none_or(|wanted| wanted == key)
             && self.since.is_none_or(|since| recorded >= since)
             && self.until.is_none_or(|until| recorded < until)

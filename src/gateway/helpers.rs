@@ -4,6 +4,7 @@ use super::part::{PartFactory, PartSpec};
 use super::services::Services;
 use super::stop_order::StopOrder;
 use crate::admin;
+use crate::command::{self, Commands};
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::local::Local;
@@ -25,6 +26,7 @@ pub(super) enum Helper {
     Ledger(Duration),
     SecurityEvents,
     Watch(watch::Config),
+    Commands(Box<command::Config>),
     Monitoring,
     CommandSocket(PathBuf),
 }
@@ -41,7 +43,7 @@ impl Helper {
         ];
         let watch = config.watch.clone().map(Self::Watch);
         let last = [Self::Monitoring, Self::CommandSocket(config.socket.clone())];
-        always.into_iter().chain(watch).chain(last).collect()
+        always.into_iter().chain(watch).chain(commands_of(config)).chain(last).collect()
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -52,6 +54,7 @@ impl Helper {
             Self::Ledger(_) => "ledger",
             Self::SecurityEvents => "security events",
             Self::Watch(_) => "watch",
+            Self::Commands(_) => "commands",
             Self::Monitoring => "monitoring",
             Self::CommandSocket(_) => "command socket",
         }
@@ -59,8 +62,8 @@ impl Helper {
 
     pub(super) fn stop_order(&self) -> StopOrder {
         match self {
-            // The watch hands in events.
-            Self::Watch(_) => StopOrder::Intake,
+            // They hand in events.
+            Self::Watch(_) | Self::Commands(_) => StopOrder::Intake,
             Self::CommandSocket(_) => StopOrder::CommandSocket,
             _ => StopOrder::Helpers,
         }
@@ -81,6 +84,7 @@ impl Helper {
                 board = Some(shown);
                 make
             }
+            Self::Commands(config) => commands(services, config.as_ref().clone()),
             Self::Monitoring => shared(handles, admin::monitor),
             Self::CommandSocket(path) => command_socket(services, path.clone()),
         };
@@ -121,6 +125,27 @@ fn command_socket(services: &Services, path: PathBuf) -> PartFactory {
     Box::new(move |shutdown| {
         let socket = admin::listen(&path).with_context(|| format!("the command socket {}", path.display()))?;
         Ok(Box::pin(admin::serve(socket, Arc::clone(&handles), shutdown)))
+    })
+}
+
+/// The commands of the destination that sends some.
+fn commands_of(config: &Config) -> Option<Helper> {
+    let destination = config.destinations.iter().find(|to| to.commands)?;
+    let files = [config.digests.of("contracts"), config.digests.of(&format!("destination {}", destination.name))];
+    Some(Helper::Commands(Box::new(command::Config {
+        destination: destination.clone(),
+        contracts: config.contracts.commands().to_vec(),
+        files,
+    })))
+}
+
+fn commands(services: &Services, config: command::Config) -> PartFactory {
+    let (handles, local) = (Arc::clone(&services.handles), Arc::clone(&services.local));
+    Box::new(move |shutdown| {
+        let (journal, around) = (&handles.journal, &handles.surroundings);
+        let opened = Commands::open(&config, around, journal, &local, &handles.commands);
+        let opened = opened.map_err(anyhow::Error::msg).context("commands")?;
+        Ok(Box::pin(opened.run(shutdown)))
     })
 }
 

@@ -82,6 +82,7 @@ impl Services {
             monitoring: admin::MonitoringState::default(),
             budget,
             mirrors: Mirrors::default(),
+            commands: Arc::default(),
         });
         let low_priority = LowPriority::start()?;
         Ok((Arc::new(Self { handles, local, registry, low_priority }), reloads))

@@ -16,8 +16,9 @@ pub(super) use progress::Progress;
 pub(super) use subscription::{ClientOptions, Limits, Subscription};
 
 use super::shared_subscription::{self, Group};
+use crate::clock;
 use crate::contract::Rendering;
-use crate::event::{Record, Timestamp};
+use crate::event::{Attribute, Record, Timestamp};
 use crate::local::{Enough, Event, Feed, Gap, Local, Published};
 use crate::mqtt::Protocol;
 use crate::mqtt::client::{Head, push_publish};
@@ -244,6 +245,9 @@ impl Outbound {
                     too_old += 1;
                     return Enough::No;
                 }
+                if is_too_late(passing.published, passing.record) {
+                    return Enough::No;
+                }
                 let head = self.head(qos, false);
                 let event = EventToSend {
                     published: passing.published,
@@ -290,7 +294,8 @@ impl Outbound {
             return;
         };
         let (qos, ids) = (subscription.qos, subscription.id.into_iter().collect::<Vec<_>>());
-        let Some(record) = event.record() else { return group.done(event.place) };
+        let record = event.record().filter(|record| !is_too_late(&event.published, record));
+        let Some(record) = record else { return group.done(event.place) };
         let head = self.head(qos, false);
         let is_sent =
             self.push(options, &Head { subscriptions: &ids, ..head }, &EventToSend::of(event, &record), output);
@@ -315,7 +320,8 @@ impl Outbound {
             let Delivery::Event(place) = &flight.delivery else { continue };
             // An event that the journal does not have any more cannot be sent.
             let Some(event) = local.event_at(*place).await else { continue };
-            let Some(record) = event.record() else { continue };
+            let record = event.record().filter(|record| !is_too_late(&event.published, record));
+            let Some(record) = record else { continue };
             topic.clear();
             event.published.renderer.push_topic(&record, &mut topic);
             if !std::str::from_utf8(&topic).is_ok_and(may) {
@@ -377,6 +383,15 @@ impl Outbound {
         }
         true
     }
+}
+
+/// Whether an event is a command whose time to begin has passed, as far as the clock can be trusted.
+fn is_too_late(published: &Published, record: &Record<'_>) -> bool {
+    let is_over = |attribute: &Attribute<'_>| {
+        let now = Timestamp::from(clock::wall());
+        matches!(attribute, Attribute::Expires(at) if *at <= now || !clock::is_trusted())
+    };
+    published.publication.is_to_devices() && record.attributes.iter().any(is_over)
 }
 
 /// An event as it is rendered for the client.
