@@ -313,6 +313,57 @@ fn the_program_understands_every_example() {
     assert!(count > 20, "{count} examples");
 }
 
+/// The contracts of the package, as files of a configuration's folder.
+fn shipped_contracts() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![repository().join("config/contracts")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let path = entry.path();
+            let name = path.strip_prefix(repository().join("config")).expect("below").display().to_string();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                _ if path.is_dir() => folders.push(path),
+                Some("toml" | "json") => found.push((name, std::fs::read_to_string(&path).expect("text"))),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// An example of lanes was once refused beside the contracts of the package: `live-first` against `energy.meter`.
+#[test]
+fn an_example_has_no_problem_with_the_contracts_of_the_package() {
+    let shipped = shipped_contracts();
+    let shipped: Vec<_> = shipped.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    assert!(shipped.len() > 20, "{} files", shipped.len());
+    let problems = |configuration: &str, files: &[(&str, &str)]| -> (usize, BTreeSet<String>) {
+        let said = check(configuration, files);
+        let answer: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}"));
+        let found = answer["problems"].as_array().cloned().unwrap_or_default();
+        (
+            usize::from(answer["good"] == true),
+            found.iter().map(|one| format!("{}: {}", one["key"], one["message"])).collect(),
+        )
+    };
+    let (mut count, mut good) = (0, 0);
+    for (name, text) in pages(repository()) {
+        let starts = ["[lane", "[[destination]]", "[[source", "[dead]", "[monitoring]", "[log]", "environment"];
+        for block in
+            blocks(&text, "toml").into_iter().filter(|block| starts.iter().any(|start| block.starts_with(start)))
+        {
+            let before = if block.starts_with("environment") { "" } else { HEAD };
+            let configuration = format!("{before}{block}");
+            let (_, alone) = problems(&configuration, &[]);
+            let (is_good, with_contracts) = problems(&configuration, &shipped);
+            let new: Vec<_> = with_contracts.difference(&alone).collect();
+            assert!(new.is_empty(), "{}: {block}\n{new:#?}", name.display());
+            (count, good) = (count + 1, good + is_good);
+        }
+    }
+    assert!(count > 10 && good > 3, "{count} examples, {good} of them complete");
+}
+
 /// Runs the commands of a section in a shell, with other ports and folders than the page has. Returns what they print.
 fn paste(page_name: &str, heading: &str, ports: &[&str], others: &[(&str, &str)]) -> String {
     let text = page(page_name);

@@ -480,3 +480,17 @@ fn the_command_says_what_it_took_and_what_is_open() {
     std::fs::write(&list, [&b"\xFF\xFE"[..], &utf16].concat()).expect("written");
     assert!(forebay(&[&path]).status.success(), "a spreadsheet's \"Unicode text\"");
 }
+
+/// One address below 10000 once switched the classic numbering off for all rows: inputs became holding register 30001.
+#[test]
+fn a_list_of_four_tables_with_leading_zeros_has_the_classic_numbering() {
+    let list = "Address,Name,Type\n00001,Pump,BOOL\n10001,Door,BOOL\n30001,Voltage,INT16\n40001,Setpoint,UINT16\n";
+    let (device, _) = imported(list, &Options::default());
+    let places: Vec<_> = device.points.iter().map(|point| (point.name.as_str(), point.table, point.address)).collect();
+    let expected =
+        [("pump", Table::Coil, 0), ("door", Table::Discrete, 0), ("voltage", Input, 0), ("setpoint", Holding, 0)];
+    assert_eq!(places, expected);
+    // Without the zeros nobody knows which table a row means.
+    let mixed = "Address,Name,Type\n1,Pump,UINT16\n30001,Voltage,INT16\n40001,Setpoint,UINT16\n";
+    assert!(questions(mixed, &Options::default()).contains("--numbering"));
+}
