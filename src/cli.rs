@@ -13,6 +13,7 @@ mod confirm;
 mod connect;
 mod contracts;
 mod dead;
+mod drains;
 mod gateway;
 mod init;
 mod journal;

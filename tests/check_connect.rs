@@ -247,4 +247,7 @@ fn the_clock_of_odoo_is_compared_with_that_of_the_gateway() {
     let plant = crate::odoo::Plant::prepare("connect-odoo", &odoo.url(), "500ms", "", "");
     let output = plant.gateway.command(&["check", "--connect", "CONFIG"]);
     assert_has(&said(&output), &["✓ its clock and that of this machine differ by less than 5 s"]);
+    odoo.advance(3660);
+    let output = plant.gateway.command(&["check", "--connect", "CONFIG"]);
+    assert_has(&said(&output), &["! its clock is 1h ", " ahead of that of this machine"]);
 }

@@ -7,11 +7,11 @@
 use crate::common::gateway::scratch_folder;
 use crate::common::program::{PROGRAM, said};
 use forebay::event::Timestamp;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/screens").join(name)
@@ -41,12 +41,17 @@ fn answer(stream: UnixStream) {
         .expect("answers");
 }
 
+/// A gateway that gives the recorded answers.
+fn gateway(socket: &Path) {
+    let listener = UnixListener::bind(socket).expect("a socket");
+    std::thread::spawn(move || listener.incoming().for_each(|stream| answer(stream.expect("a connection"))));
+}
+
 #[test]
 fn no_line_of_a_screen_is_wider_than_the_terminal() {
     let folder = scratch_folder("screens");
     let socket = folder.path().join("forebay.sock");
-    let listener = UnixListener::bind(&socket).expect("a socket");
-    std::thread::spawn(move || listener.incoming().for_each(|stream| answer(stream.expect("a connection"))));
+    gateway(&socket);
     let mut different = Vec::new();
     for (name, command) in [
         ("status", &["status"][..]),
@@ -87,8 +92,7 @@ fn no_line_of_a_screen_is_wider_than_the_terminal() {
 fn tables_show_local_time_unless_they_are_asked_for_utc() {
     let folder = scratch_folder("zones");
     let socket = folder.path().join("forebay.sock");
-    let listener = UnixListener::bind(&socket).expect("a socket");
-    std::thread::spawn(move || listener.incoming().for_each(|stream| answer(stream.expect("a connection"))));
+    gateway(&socket);
     let list = |zone: &str, before: &[&str]| {
         let command = [before, &["dead", "list", "--socket"]].concat();
         let output = Command::new(PROGRAM).args(command).arg(&socket).env("TZ", zone).output().expect("runs");
@@ -102,4 +106,46 @@ fn tables_show_local_time_unless_they_are_asked_for_utc() {
         let text = list(zone, before);
         assert!(text.contains(head) && text.contains(time), "{zone} {before:?}: {text}");
     }
+}
+
+/// Processor time of a process so far, in clock ticks of 10 ms.
+fn ticks(process: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it lives");
+    let fields: Vec<&str> = text.rsplit(')').next().expect("fields").split_whitespace().collect();
+    // User and system time are fields 14 and 15; the name, which may have blanks, is field 2.
+    fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
+#[test]
+fn top_on_a_terminal_takes_less_than_2_percent_of_a_core() {
+    let folder = scratch_folder("top");
+    let socket = folder.path().join("forebay.sock");
+    gateway(&socket);
+    let command = format!("stty cols 120 rows 40; exec {PROGRAM} top --socket {}", socket.display());
+    let mut terminal = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script of bsdutils");
+    let mut screen = terminal.stdout.take().expect("a pipe");
+    let mut keys = terminal.stdin.take().expect("a pipe");
+    // The terminal answers no question; the first output shows that the screen is drawn.
+    let mut shown = [0; 4096];
+    while !String::from_utf8_lossy(&shown).contains("lanes") {
+        assert!(screen.read(&mut shown).expect("output") > 0, "it ended: {}", String::from_utf8_lossy(&shown));
+    }
+    let reader = std::thread::spawn(move || std::io::copy(&mut screen, &mut std::io::sink()));
+    keys.write_all(b"4").expect("the page of devices");
+    let children = format!("/proc/{0}/task/{0}/children", terminal.id());
+    let process = std::fs::read_to_string(children).expect("children").trim().to_owned();
+    let (before, began) = (ticks(&process), Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let (used, took) = (ticks(&process) - before, began.elapsed());
+    keys.write_all(b"q").expect("quits");
+    assert!(terminal.wait().expect("ends").success());
+    reader.join().expect("reads").expect("reads");
+    let share = used as f64 / 100.0 / took.as_secs_f64();
+    println!("{:.2} % of a core, with 50 devices", share * 100.0);
+    assert!(share < 0.02, "{:.1} % of a core", share * 100.0);
 }

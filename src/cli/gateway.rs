@@ -2,6 +2,7 @@
 
 use super::client::{At, ask, finished, post, print, request, socket_path};
 use super::confirm::confirm_at_terminal;
+use super::drains::Drains;
 use super::table::counted;
 use super::{show, socket};
 use crate::api::{
@@ -56,12 +57,19 @@ pub(super) struct Tail {
 
 pub(super) fn status(StatusOf { at, ledger, watch }: &StatusOf) -> anyhow::Result<ExitCode> {
     let Some(interval) = watch else { return status_once(at, *ledger) };
+    let mut drains = Drains::default();
     loop {
         if std::io::stdout().is_terminal() && !at.json {
             // Cursor home, clear screen.
             write!(std::io::stdout(), "\x1b[H\x1b[2J")?;
         }
-        status_once(at, *ledger)?;
+        if *ledger {
+            status_once(at, true)?;
+        } else {
+            let status: Status = ask(at, "/status")?;
+            let lines = drains.lines(&status);
+            print(at, &status, |status, is_coloured| show::status(status, is_coloured) + "\n" + &lines.join("\n"))?;
+        }
         std::thread::sleep(interval.0.max(WATCH_MIN));
     }
 }

@@ -5,14 +5,16 @@
 use super::client::{At, ask, ask_with, post, print};
 use super::journal::moment;
 use super::show;
+use super::table::{bar, time_left};
 use crate::api::{Replay, ReplayFilter, ReplayRequest, ReplayState};
+use crate::clock;
 use crate::event::Timestamp;
 use crate::setting::grouped;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
 #[command(
@@ -129,6 +131,7 @@ fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
 /// Shows the progress of a replay until it ends. An interrupt stops only the display.
 fn watch(at: &At, mut replay: Replay) -> anyhow::Result<ExitCode> {
     const WIDTH: usize = 30;
+    let (began, before): (Instant, u64) = (clock::instant(), replay.sent + replay.failed);
     println!(
         "replay {}; Ctrl-C stops this display only, `forebay replay pause {}` pauses the replay",
         replay.id, replay.id
@@ -136,11 +139,19 @@ fn watch(at: &At, mut replay: Replay) -> anyhow::Result<ExitCode> {
     loop {
         let done = replay.sent + replay.failed;
         let share = if replay.events == 0 { 1.0 } else { (done as f64 / replay.events as f64).min(1.0) };
-        let full = (share * WIDTH as f64) as usize;
-        let bar = format!("{}{}", "█".repeat(full), "░".repeat(WIDTH - full));
+        let bar = bar(share, WIDTH);
+        let since = done.saturating_sub(before) as f64 / replay.events.saturating_sub(before).max(1) as f64;
+        let is_running = replay.state == ReplayState::Running;
+        let left = time_left(since, clock::instant().duration_since(began)).filter(|_| is_running);
+        let left = left.map_or_else(String::new, |left| format!(", {left}"));
         let state = if replay.state == ReplayState::Running { "" } else { " " };
         let word = if state.is_empty() { "" } else { show::replay_state(replay.state) };
-        print!("\r\x1b[2K{bar} {:>3.0} %  {} of {}{state}{word}", share * 100.0, grouped(done), grouped(replay.events));
+        print!(
+            "\r\x1b[2K{bar} {:>3.0} %  {} of {}{left}{state}{word}",
+            share * 100.0,
+            grouped(done),
+            grouped(replay.events)
+        );
         std::io::stdout().flush()?;
         if matches!(replay.state, ReplayState::Done | ReplayState::Cancelled) {
             println!();

@@ -8,7 +8,7 @@ pub(super) use destinations::{destination_list, destinations};
 pub(super) use devices::devices;
 pub(super) use status::status;
 
-use super::table::{age, coloured, seconds, shortened, shortened_cell, table, wrapped};
+use super::table::{age, coloured, seconds, shortened, shortened_cell, table, time_of_day, wrapped};
 use crate::api::{AuditEntry, Balance, Exception, Letter, LetterStage, Replay, ReplayState, TailEvent};
 use crate::event::Timestamp;
 use crate::setting::grouped as number;
@@ -239,7 +239,7 @@ pub(super) fn letter(letter: &Letter, is_coloured: bool) -> String {
 }
 
 pub(super) fn tail_event(event: &TailEvent, is_coloured: bool) -> String {
-    let time = event.recorded.get(11..23).unwrap_or_default();
+    let time = time_of_day(&event.recorded);
     if let Some(reason) = &event.reason {
         let topic = event.topic.as_deref().unwrap_or_default();
         return format!(

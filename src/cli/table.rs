@@ -245,10 +245,34 @@ fn with_zone(head: &str) -> Cow<'_, str> {
 
 /// Returns an RFC 3339 time up to its seconds, in the time zone of the tables.
 pub(super) fn seconds(time: &str) -> String {
+    in_zone(time, "%Y-%m-%d %H:%M:%S")
+}
+
+/// Returns the time of day of an RFC 3339 time, with milliseconds, in the time zone of the tables.
+pub(super) fn time_of_day(time: &str) -> String {
+    in_zone(time, "%H:%M:%S%.3f")
+}
+
+fn in_zone(time: &str, format: &str) -> String {
     let Some(at) = Timestamp::parse(time).and_then(|at| jiff::Timestamp::from_microsecond(at.0).ok()) else {
         return String::new();
     };
-    at.to_zoned(zone().clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+    at.to_zoned(zone().clone()).strftime(format).to_string()
+}
+
+/// Time before the time that is left is guessed: the first figures are those of a cold cache.
+const GUESS_AFTER: Duration = Duration::from_secs(2);
+
+/// Guesses how long the rest takes, from a share and the time that it took.
+pub(super) fn time_left(share: f64, took: Duration) -> Option<String> {
+    let left = Duration::try_from_secs_f64(took.as_secs_f64() * (1.0 - share) / share).ok()?;
+    (took >= GUESS_AFTER && share < 1.0).then(|| format!("{} left", rough(left)))
+}
+
+/// A bar of `width` characters.
+pub(super) fn bar(share: f64, width: usize) -> String {
+    let full = ((share * width as f64) as usize).min(width);
+    format!("{}{}", "█".repeat(full), "░".repeat(width - full))
 }
 
 pub(super) fn counted(count: usize, what: &str) -> String {

@@ -6,6 +6,7 @@
 mod rows;
 
 use super::client::{At, runtime, socket_path};
+use super::drains::Drains;
 use super::socket;
 use super::table::{shortened, shortened_cell};
 use crate::api::{Exception, Letter, ListedDevice, Status};
@@ -56,6 +57,9 @@ struct Answers {
     exceptions: Vec<Exception>,
     /// Reason for which the last request failed.
     failure: Option<String>,
+    drains: Drains,
+    /// The backlogs that drain.
+    draining: Vec<String>,
 }
 
 /// The choices of the person at the screen.
@@ -84,7 +88,9 @@ impl Gateway {
     /// Asks for what the page shows. A failure keeps the answers that there are.
     fn refresh(&self, page: Page, answers: &mut Answers) {
         let result = (|| -> anyhow::Result<()> {
-            answers.status = Some(self.ask("/status")?);
+            let status = self.ask("/status")?;
+            answers.draining = answers.drains.lines(&status);
+            answers.status = Some(status);
             match page {
                 Page::Devices => answers.devices = self.ask("/devices")?,
                 Page::Letters => answers.letters = self.ask(&format!("/dead?state=open&limit={LETTERS}"))?,
@@ -192,9 +198,10 @@ fn draw(frame: &mut Frame<'_>, answers: &Answers, choice: &mut Choice) {
         Constraint::Length(height),
         Constraint::Length(1),
         Constraint::Min(3),
+        Constraint::Length(u16::try_from(answers.draining.len()).unwrap_or(0)),
         Constraint::Length(1),
     ];
-    let [head, above, tabs, body, foot] = Layout::vertical(parts).areas(frame.area());
+    let [head, above, tabs, body, below, foot] = Layout::vertical(parts).areas(frame.area());
     let title = format!(
         "{} · {} · {} · up {}",
         shown(&status.name),
@@ -210,6 +217,8 @@ fn draw(frame: &mut Frame<'_>, answers: &Answers, choice: &mut Choice) {
     listing.keep(&choice.filter);
     listing.sort(choice.sort, choice.is_reversed);
     draw_table(frame, body, &listing, &mut choice.table);
+    let draining = answers.draining.iter().map(|line| Line::from(shown(line)).style(Color::Cyan));
+    frame.render_widget(Paragraph::new(draining.collect::<Vec<_>>()), below);
     let keys = match (choice.is_typing, choice.filter.as_str()) {
         (true, text) => format!("filter: {text}_   Enter: keep, Esc: clear"),
         (false, "") => "1-6 page  ↑↓ scroll  / filter  s sort  r reverse  q quit".to_owned(),
@@ -293,8 +302,10 @@ mod tests {
             let ago = Timestamp::from(ago).to_string();
             serde_json::from_str(&text.replace("@ago", &ago).replace("@recorded", &ago)).expect("an answer")
         }
+        let status: Status = recorded(include_str!("../../tests/golden/screens/status.json"));
         Answers {
-            status: Some(recorded(include_str!("../../tests/golden/screens/status.json"))),
+            draining: Drains::default().lines(&status),
+            status: Some(status),
             devices: recorded(include_str!("../../tests/golden/screens/devices.json")),
             letters: recorded(include_str!("../../tests/golden/screens/letters.json")),
             ..Answers::default()

@@ -3,6 +3,7 @@
 //! Promise: a file gets its name only when it is complete and synced to the disk.
 
 use crate::api::ExportProgress;
+use crate::cli::table::{bar, time_left};
 use crate::clock;
 use crate::setting::{Bytes, grouped as number};
 use crate::telemetry::{shown, shown_json};
@@ -149,18 +150,19 @@ impl Sink {
 pub(super) struct Bar {
     is_shown: bool,
     shown_at: Option<Instant>,
+    began: Instant,
 }
 
 /// Width of a full bar in characters.
-const BAR_WIDTH: u64 = 30;
+const BAR_WIDTH: usize = 30;
 
 impl Bar {
     pub(super) fn new() -> Self {
-        Self { is_shown: io::stderr().is_terminal(), shown_at: None }
+        Self { is_shown: io::stderr().is_terminal(), ..Self::silent() }
     }
 
     fn silent() -> Self {
-        Self { is_shown: false, shown_at: None }
+        Self { is_shown: false, shown_at: None, began: clock::instant() }
     }
 
     pub(super) fn show(&mut self, done: u64, total: u64, what: &str) {
@@ -174,10 +176,10 @@ impl Bar {
         }
         self.shown_at = Some(now);
         let share = done as f64 / total.max(1) as f64;
-        let full = (share * BAR_WIDTH as f64) as usize;
-        let bar = format!("{}{}", "█".repeat(full), "░".repeat((BAR_WIDTH as usize).saturating_sub(full)));
+        let bar = bar(share, BAR_WIDTH);
+        let left = time_left(share, now.duration_since(self.began)).map_or_else(String::new, |left| left + "  ");
         // Fails only if the terminal is gone.
-        let _ = write!(io::stderr(), "\r{bar} {:>3.0} %  {}\x1b[K", share * 100.0, shown(&what()));
+        let _ = write!(io::stderr(), "\r{bar} {:>3.0} %  {left}{}\x1b[K", share * 100.0, shown(&what()));
     }
 
     pub(super) fn clear(&mut self) {
