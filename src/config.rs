@@ -177,7 +177,11 @@ fn load_contracts(
 ) -> (Contracts, Vec<Problem>) {
     let folder = &raw.contracts;
     if !folder.is_dir() {
-        let what = if folder.exists() { "is no folder" } else { "does not exist" };
+        let what = match folder.exists() {
+            true => "is no folder",
+            false if folder.as_os_str().is_empty() => "\"\" does not exist",
+            false => "does not exist",
+        };
         let message = format!(
             "{} {what}; it has one file for each stream, and `forebay init` writes a first set",
             folder.display()

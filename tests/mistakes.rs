@@ -28,6 +28,74 @@ const FOREIGN: [&str; 22] = [
     "enum", "untagged", "variant", "sequence", "map", "Vec", "newtype",
 ];
 
+/// Words that say what is allowed.
+const ALLOWED: [&str; 25] = [
+    "expected",
+    "allowed",
+    "such as",
+    "for example",
+    "write ",
+    "at most",
+    "at least",
+    "needed",
+    "needs ",
+    "set ",
+    "put it in quotes",
+    "remove it",
+    "has 1 to",
+    "is missing",
+    "are missing",
+    "lanes are",
+    "cannot be",
+    "does not exist",
+    "is no folder",
+    "is required",
+    "only",
+    "leave it out",
+    "is taken by",
+    "is for",
+    "add a ",
+];
+/// Answers about several keys, or about one that is not there: the value of this key does not matter.
+const OF_OTHER_KEYS: [&str; 12] = [
+    "go together",
+    "needs ",
+    "has a meaning for",
+    "is set, but",
+    "is missing",
+    "are missing",
+    "missing field",
+    "there is nothing to watch",
+    "is taken by",
+    "is for hours",
+    "there are 0",
+    "limits nothing",
+];
+
+/// Whether a message names a value: as it is written, as its kind, or a part of it.
+fn names_value(message: &str, value: &str) -> bool {
+    let bare = value.trim_matches('"');
+    let is_list_or_table = value.starts_with(['[', '{']);
+    let parts = value.split(|letter: char| !letter.is_alphanumeric()).filter(|part| !part.is_empty());
+    let compact = |text: &str| text.replace(' ', "");
+    match bare {
+        "" => ["\"\"", "``", "empty", "is no ", "is not "].iter().any(|word| message.contains(word)),
+        _ if is_list_or_table => {
+            ["a list", "a table"].iter().any(|kind| message.contains(kind))
+                || parts.clone().any(|part| message.contains(part))
+                || compact(message).contains(&compact(value))
+        }
+        // Of a path, the part that is wrong.
+        _ => message.contains(bare) || bare.split_once('/').is_some_and(|(parent, _)| message.contains(parent)),
+    }
+}
+
+/// Whether a key holds the path of a secret. People write the secret itself there, so that an answer leaves it out.
+fn may_be_secret(key: &str) -> bool {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    ["password", "passphrase", "secret", "token", "key"].iter().any(|word| last.contains(word))
+}
+
 /// The file with one key set, and its line. A key that is set already is replaced.
 fn with_key(before: &str, key: &str, value: &str) -> (String, usize) {
     let start = format!("{key} = ");
@@ -53,7 +121,7 @@ fn problems(file: &str) -> Vec<serde_json::Value> {
 }
 
 /// Why an answer does not help, if so.
-fn fault(problem: &serde_json::Value, key: &str) -> Option<String> {
+fn fault(problem: &serde_json::Value, key: &str, value: &str) -> Option<String> {
     let message = problem["message"].as_str().expect("a message");
     let is_foreign = |word: &str| FOREIGN.contains(&word);
     // Quotes enclose values of the file, or allowed ones.
@@ -63,6 +131,13 @@ fn fault(problem: &serde_json::Value, key: &str) -> Option<String> {
     }
     if own.contains("::") || own.contains("private") {
         return Some("it names a type".to_owned());
+    }
+    let is_exempt = OF_OTHER_KEYS.iter().any(|words| message.contains(words)) || may_be_secret(key);
+    if !is_exempt && !names_value(message, value) {
+        return Some("it does not name the value".to_owned());
+    }
+    if !ALLOWED.iter().any(|words| message.contains(words)) {
+        return Some("it does not say what is allowed".to_owned());
     }
     let named = problem["key"].as_str().expect("a key");
     (!named.contains(key) && !message.contains(key)).then(|| "it does not name the key".to_owned())
@@ -82,7 +157,7 @@ fn each_wrong_value_is_answered_with_line_and_key_and_in_words_of_people() {
                 let here = |problem: &&serde_json::Value| problem["line"] == line;
                 refused += usize::from(found.iter().any(|problem| here(&problem)));
                 for problem in found.iter().filter(here) {
-                    if let Some(fault) = fault(problem, &key) {
+                    if let Some(fault) = fault(problem, &key, value) {
                         bad.push(format!("{key} = {value}: {fault}: {problem}"));
                     }
                 }
@@ -91,6 +166,35 @@ fn each_wrong_value_is_answered_with_line_and_key_and_in_words_of_people() {
     }
     println!("{tried} values were tried, {refused} refused at their line");
     assert!(refused * 3 > tried, "only {refused} of {tried} are refused");
+    assert!(bad.is_empty(), "{bad:#?}");
+}
+
+/// A path that does not exist, and one where a folder, a file or nothing readable is.
+#[test]
+fn each_wrong_path_is_answered_with_the_path_and_what_should_be_there() {
+    let files = [("plain", "x"), ("folder/inside", "x")];
+    let (mut refused, mut bad) = (0, Vec::new());
+    for (_, before) in tables() {
+        for key in known_keys(&check(&format!("{HEAD}{before}unknown_key = 1\n"), &[])) {
+            for value in ["\"nowhere\"", "\"folder\"", "\"plain\"", "\"plain/inside\""] {
+                let (file, line) = with_key(&before, &key, value);
+                let said = check(&file, &files);
+                let answer: serde_json::Value =
+                    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}\n{file}"));
+                for problem in answer["problems"].as_array().into_iter().flatten() {
+                    if problem["line"] != line {
+                        continue;
+                    }
+                    refused += 1;
+                    if let Some(fault) = fault(problem, &key, value) {
+                        bad.push(format!("{key} = {value}: {fault}: {problem}"));
+                    }
+                }
+            }
+        }
+    }
+    println!("{refused} answers about paths");
+    assert!(refused > 100, "only {refused}");
     assert!(bad.is_empty(), "{bad:#?}");
 }
 

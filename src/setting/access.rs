@@ -191,6 +191,10 @@ pub fn check_folder(folder: &Path) -> Result<(), String> {
             owner_and_mode(&found),
             quoted(folder)
         )),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            let file = folder.ancestors().skip(1).find(|above| above.is_file()).unwrap_or(folder);
+            Err(format!("{} cannot be a folder: {} is a file", folder.display(), file.display()))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let above = folder.ancestors().skip(1).find(|above| above.exists() || *above == Path::new(""));
             let above = above.filter(|above| *above != Path::new("")).unwrap_or(Path::new("."));

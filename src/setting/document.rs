@@ -3,7 +3,7 @@
 //! Promise: every problem names the file, the line, the key, the value and what is allowed.
 
 use super::hints;
-use super::mismatch::{deserialize, fill, remove};
+use super::mismatch::{deserialize, fill, find, remove};
 use super::reader::Mismatch;
 use crate::event::text;
 use serde::de::DeserializeOwned;
@@ -123,8 +123,9 @@ impl Document {
     fn at(&self, Mismatch { key, span, message }: Mismatch) -> Problem {
         // The span of a missing top-level field is the whole file.
         let span = span.filter(|span| !key.is_empty() || *span != (0..self.text.len()));
+        let written = self.value(&key).or_else(|| span.clone().and_then(|span| self.text.get(span)).map(str::to_owned));
         let line = span.map_or_else(|| self.line_of(&key), |span| self.line_at(span.start));
-        let message = self.explained(&key, &message);
+        let message = hints::explain(&key, &message, &written.unwrap_or_default());
         Problem { file: self.file.clone(), line, key, message }
     }
 
@@ -189,8 +190,17 @@ impl Document {
         Problem { file: self.file.clone(), line: self.line_of(&key), key, message: message.into() }
     }
 
-    /// Returns the value of a key as JSON; `None` if the file does not contain the key.
+    /// Returns the value of a key as JSON, or as it is written if JSON has no such value; `None` if the file does not contain
+    /// the key.
     pub fn value(&self, key: &str) -> Option<String> {
+        self.value_as_json(key).or_else(|| {
+            let mut root = self.root().ok()?;
+            let span = find(root.get_mut(), key)?.span();
+            self.text.get(span).map(str::to_owned)
+        })
+    }
+
+    fn value_as_json(&self, key: &str) -> Option<String> {
         let root: toml::Table = self.text.parse().ok()?;
         let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
         let first = root.get(steps.next()?)?;

@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 /// Example values of required settings, by the last part of their key.
-const EXAMPLES: [(&str, &str); 15] = [
+const EXAMPLES: [(&str, &str); 16] = [
     ("environment", "\"test\""),
     ("site", "\"plant-01\""),
     ("name", "\"central\""),
@@ -16,6 +16,7 @@ const EXAMPLES: [(&str, &str); 15] = [
     ("key", "\"gateway.key\""),
     ("database", "\"plant\""),
     ("key_file", "\"odoo.key\""),
+    ("token_file", "\"hook.token\""),
     ("path", "\"/srv/drop\""),
     ("format", "\"csv\""),
     ("owner", "\"production engineering\""),
@@ -40,6 +41,9 @@ const TABLES: [(&str, &str); 3] = [
     ("budget", "{ day = \"50MB\" }"),
 ];
 
+/// Longest value that is repeated in a message.
+const WRITTEN_BYTES_MAX: usize = 80;
+
 /// Least similarity of two names that one is suggested for the other.
 const SIMILAR: f64 = 0.8;
 
@@ -52,6 +56,10 @@ pub(super) fn example(name: &str) -> Option<&'static str> {
 pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let mut out = in_plain_words(message);
+    // Types that take several forms explain what they expect, and not the value.
+    if out.starts_with("expected ") && !written.is_empty() && written.len() <= WRITTEN_BYTES_MAX {
+        out = format!("`{written}`: {out}");
+    }
     if message.starts_with("invalid type: map, expected a sequence") {
         let _ = write!(out, "; write [[{key}]] with two brackets: there may be several");
     } else if message.contains("expected a sequence") {
@@ -73,6 +81,11 @@ pub(super) fn explain(key: &str, message: &str, written: &str) -> String {
 
 /// Replaces the words of the library: it names types of Rust, and calls a list a sequence and a table a map.
 fn in_plain_words(message: &str) -> String {
+    if let Some((length, expected)) =
+        message.strip_prefix("invalid length ").and_then(|rest| rest.split_once(", expected "))
+    {
+        return format!("a list of {length} values, expected {}", expected_in_words(expected));
+    }
     if let Some(rest) = message.strip_prefix("unknown variant ") {
         return format!("unknown value {rest}");
     }
@@ -107,6 +120,8 @@ fn expected_in_words(expected: &str) -> &str {
         "a string" | "string" | "str" | "path string" => "a text in quotes",
         "a sequence" | "sequence" => "a list",
         "a map" | "map" => "a table",
+        "a tuple of size 2" => "a list of two values",
+        "socket address" => "an address with its port in quotes, such as \"127.0.0.1:9110\"",
         "a boolean" | "bool" => "true or false",
         "u8" => "a whole number from 0 to 255",
         "u16" => "a whole number from 0 to 65535",

@@ -88,7 +88,7 @@ fn find_unusable(key: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Option<
 }
 
 /// Returns the value of a key.
-fn find<'t, 'a>(root: &'t mut DeTable<'a>, key: &str) -> Option<&'t mut Spanned<DeValue<'a>>> {
+pub(super) fn find<'t, 'a>(root: &'t mut DeTable<'a>, key: &str) -> Option<&'t mut Spanned<DeValue<'a>>> {
     let mut steps = key.split(['.', '[', ']']).filter(|step| !step.is_empty());
     let first = root.get_mut(steps.next()?)?;
     steps.try_fold(first, |value, step| match value.get_mut() {

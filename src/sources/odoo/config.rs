@@ -83,7 +83,13 @@ impl Config {
         odoo::check_url(&self.url).map_err(|message| ("url", message))?;
         let is_name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !is_name(&self.database) {
-            return Err(("database", format!("\"{}\" is no name of a database", self.database.escape_debug())));
+            return Err((
+                "database",
+                format!(
+                    "\"{}\" is no name of a database; letters, digits and signs other than blanks and \"/\" are allowed, such as \"plant\"",
+                    self.database.escape_debug()
+                ),
+            ));
         }
         let bounds = [
             ("overlap", self.overlap, 30, 86_400),
