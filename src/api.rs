@@ -15,6 +15,7 @@ pub const VERSION: &str = "1";
 pub const VERSION_HEADER: &str = "forebay-api";
 
 mod accounts;
+mod command;
 mod exception;
 mod journal;
 mod letters;
@@ -23,6 +24,7 @@ mod replay;
 mod status;
 
 pub use accounts::{Balance, StreamAccount};
+pub use command::OpenCommand;
 pub use exception::{Exception, ExceptionKind, Severity};
 pub use journal::{
     Backup, BackupProgress, BackupRequest, ExportProgress, ExportRequest, LaneRecount, OwedRecount, OwedStream,

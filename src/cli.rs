@@ -8,6 +8,7 @@ mod bundle;
 mod cert;
 mod check;
 mod client;
+mod commands;
 mod config_file;
 mod confirm;
 mod connect;
@@ -160,6 +161,9 @@ enum Command {
     Salvage(journal::SalvageArgs),
     /// List open business exceptions: orders, work centers and machines that need attention
     Exceptions(At),
+    /// List commands of central
+    #[command(subcommand, name = "command")]
+    OfCentral(commands::Commands),
     /// Check and set up Odoo sources
     #[command(subcommand)]
     Odoo(odoo::Command),
@@ -268,6 +272,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => journal::backup(&args),
         Command::Salvage(args) => journal::salvage(&args),
         Command::Exceptions(at) => gateway::exceptions(&at),
+        Command::OfCentral(command) => commands::run(&command),
         Command::Odoo(command) => odoo::run(&command),
         Command::Contracts(command) => contracts::run(&command),
         Command::Modbus(command) => modbus::run(command),

@@ -367,3 +367,55 @@ fn faulty_contracts_of_commands_and_their_absence_are_reported() {
         assert!(output.contains(said), "{after}: {output}");
     }
 }
+
+#[test]
+fn open_commands_are_listed_and_a_reload_without_their_contract_refuses_what_has_not_begun() {
+    let plant = Plant::start("commands-reload");
+    let mut planner = plant.planner();
+    for (number, id) in [(1, "first"), (2, "second")] {
+        planner.publish(false, number, TOPIC, command(id, 600).to_string().as_bytes());
+    }
+    plant.await_state("first", &["accepted", "started"]);
+    plant.await_state("second", &["accepted"]);
+    let output = plant.gateway.command(&["command", "list", "--json", "CONFIG"]);
+    let listed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let brief: Vec<_> = listed.as_array().expect("a list").iter().map(|one| (&one["id"], &one["state"])).collect();
+    assert_eq!(brief, [(&json!("first"), &json!("started")), (&json!("second"), &json!("accepted"))]);
+    // Presses may not be commanded any more; the first command has reached one and may still be confirmed.
+    let other = CONTRACT.replace("press-*", "oven");
+    std::fs::write(plant.gateway.folder.join("contracts/setpoint.toml"), other).expect("written");
+    let reloaded = plant.gateway.command(&["reload", "CONFIG"]);
+    assert!(reloaded.status.success(), "{}", String::from_utf8_lossy(&reloaded.stderr));
+    plant.await_subscribed();
+    let name = listed[0]["command"].as_str().expect("a name");
+    let hello = Hello { is_v5: false, client: "press-4", ..Hello::default() };
+    let mut press = Client::connect(plant.gateway.address, &hello).0;
+    let confirmation = json!({"command": name, "result": "failed", "text": "no oil"}).to_string();
+    press.publish(false, 1, "plant/press-5/answer", confirmation.as_bytes());
+    press.publish(false, 2, "plant/press-4/answer", confirmation.as_bytes());
+    plant.await_state("first", &["accepted", "started", "failed/device"]);
+    plant.await_state("second", &["accepted", "refused/unknown-target"]);
+    assert!(plant.gateway.command(&["command", "list", "CONFIG"]).stdout.starts_with(b"no open commands"));
+}
+
+#[test]
+fn a_gateway_that_has_lost_its_state_refuses_what_may_be_an_old_command() {
+    let mut plant = Plant::start("commands-lost");
+    let device = Device::start(plant.gateway.address);
+    let mut planner = plant.planner();
+    let old = command("old", 600).to_string();
+    planner.publish(false, 1, TOPIC, old.as_bytes());
+    plant.await_state("old", &["accepted", "started", "done"]);
+    plant.gateway.stop();
+    std::fs::remove_file(plant.gateway.folder.join("data/journal/state.redb")).expect("removed");
+    plant.gateway.run();
+    plant.await_subscribed();
+    planner.publish(false, 2, TOPIC, old.as_bytes());
+    let start = Instant::now();
+    let is_refused = |event: Value| event["data"]["reason"] == "memory-lost";
+    while !plant.receipts.arrived().iter().any(|arrived| is_refused(arrived.event())) {
+        assert!(start.elapsed() < LONG, "{}", plant.gateway.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(device.stop().0.len(), 1, "it was not executed again");
+}

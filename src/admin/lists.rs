@@ -33,6 +33,11 @@ pub(super) fn exceptions(request: CommandRequest) -> ApiResult {
     streaming::array(request.shutdown, "exceptions", Box::new(items))
 }
 
+pub(super) fn commands(request: CommandRequest) -> ApiResult {
+    let items = request.handles.commands.open().into_iter().map(|one| streaming::item(&one));
+    streaming::array(request.shutdown, "commands", Box::new(items))
+}
+
 pub(super) fn devices(request: CommandRequest) -> ApiResult {
     let mut all: Items = Box::new(std::iter::empty());
     for source in &request.handles.view.load().sources {

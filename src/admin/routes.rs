@@ -49,6 +49,7 @@ async fn read(request: CommandRequest, path: &[&str], query: Query<'_>) -> Optio
         ["ledger"] => lists::ledger(request).await,
         ["clock"] => Ok(json(clock::status())),
         ["audit"] => lists::audit(request, query).await,
+        ["commands"] => lists::commands(request),
         ["exceptions"] => lists::exceptions(request),
         ["tail"] => tail::tail(request, query),
         ["log"] => Ok(http::text(StatusCode::OK, crate::telemetry::recent_lines().join("\n"))),

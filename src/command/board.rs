@@ -1,8 +1,9 @@
 //! What status and metrics show of the commands.
 
+use crate::api::OpenCommand;
 use parking_lot::Mutex;
 
-/// The problems of the commands.
+/// The problems of the commands, and the open ones.
 #[derive(Debug, Default)]
 pub struct Board {
     state: Mutex<Shown>,
@@ -12,6 +13,7 @@ pub struct Board {
 struct Shown {
     link: Option<String>,
     inbox: Option<String>,
+    open: Vec<OpenCommand>,
 }
 
 impl Board {
@@ -19,6 +21,11 @@ impl Board {
     pub fn problems(&self) -> Vec<String> {
         let shown = self.state.lock();
         [&shown.link, &shown.inbox].into_iter().flatten().map(|problem| format!("commands: {problem}")).collect()
+    }
+
+    /// The open commands, those of a target in their order.
+    pub fn open(&self) -> Vec<OpenCommand> {
+        self.state.lock().open.clone()
     }
 
     /// Removes all problems: there are no commands any more.
@@ -34,8 +41,9 @@ impl Board {
         is_other
     }
 
-    /// Sets the problem of the inbox.
-    pub(super) fn set_inbox_problem(&self, problem: Option<String>) {
-        self.state.lock().inbox = problem;
+    /// Shows the inbox: its problem and its open commands.
+    pub(super) fn show_inbox(&self, problem: Option<String>, open: Vec<OpenCommand>) {
+        let mut shown = self.state.lock();
+        (shown.inbox, shown.open) = (problem, open);
     }
 }

@@ -11,6 +11,7 @@
 
 use super::message::{Confirmation, EXPIRED, Now, Outgoing};
 use super::row::{Begun, Reason, Row, State, StoredReceipt};
+use crate::api::OpenCommand;
 use crate::contract::{CommandContract, GatewayNames};
 use crate::event::Timestamp;
 use crate::journal::{JournalError, Note, Notes};
@@ -251,6 +252,26 @@ impl Inbox {
             let first = queue.first().and_then(|name| self.rows.get(name));
             first.is_some_and(|row| row.state == State::Started)
         })
+    }
+
+    /// The first open commands, those of a target in their order.
+    pub(super) fn listed(&self, most: usize) -> Vec<OpenCommand> {
+        let open = self.queues.values().flatten().filter_map(|name| Some((name, self.rows.get(name)?)));
+        let listed = open.filter_map(|(name, row)| {
+            let request = row.request.as_ref()?;
+            Some(OpenCommand {
+                command: name.clone(),
+                state: if row.state == State::Started { "started" } else { "accepted" }.into(),
+                contract: request.contract.clone(),
+                target: request.target.clone(),
+                sender: request.sender.clone(),
+                r#do: request.action.clone(),
+                expires: row.expires.to_string(),
+                source: request.source.clone(),
+                id: request.id.clone(),
+            })
+        });
+        listed.take(most).collect()
     }
 
     /// Number of open commands.

@@ -26,6 +26,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// Longest pause between two looks at the clock: it may be set, or become trusted.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
+/// Largest number of open commands that are listed.
+const LISTED_MAX: usize = 1000;
 /// Longest text of a confirmation that a receipt keeps, in characters.
 const TEXT_MAX: usize = 500;
 
@@ -130,7 +132,8 @@ fn now() -> Now {
 fn show(inbox: &Inbox, board: &Board) {
     let open = inbox.open_count();
     let is_waiting = open > 0 && !clock::is_trusted();
-    board.set_inbox_problem(is_waiting.then(|| format!("{open} wait because the clock is in doubt; check the clock")));
+    let problem = is_waiting.then(|| format!("{open} wait because the clock is in doubt; check the clock"));
+    board.show_inbox(problem, inbox.listed(LISTED_MAX));
 }
 
 /// How long nothing changes without an input.
