@@ -52,7 +52,6 @@ mod groups;
 mod last_values;
 /// The MQTT listener over TCP, TLS and its limits.
 mod listener;
-mod live_journal;
 /// CloudEvents, message expiry, response topic and user properties of a publish reach central as the contract says.
 mod publish_properties;
 /// A publish that is refused takes no other event of its device with it.

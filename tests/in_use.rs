@@ -1,5 +1,6 @@
-//! Commands that read a journal, while a gateway writes to it: they answer or refuse, and never panic. 2,000 tries with
-//! `FOREBAY_ROUNDS`, else a few.
+//! Commands that read a journal, while a gateway writes to it: they answer or refuse, and never panic.
+//!
+//! `FOREBAY_TRIES` is the number of commands (`tests/run --long`: 2,000).
 
 use crate::common::devices::Devices;
 use crate::common::gateway::{Gateway, SMALL_BUDGETS};
@@ -10,11 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-
-/// Tries of each command.
-fn tries() -> usize {
-    if std::env::var_os("FOREBAY_ROUNDS").is_some() { 2000 } else { 40 }
-}
 
 /// All files of a folder; those that vanish meanwhile are not in it.
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -35,12 +31,13 @@ fn salvage_verify_and_export_of_a_journal_in_use_never_panic() {
     let devices = Devices::start(gateway.address, 8, 20, Duration::ZERO);
     let (count, random) = (AtomicUsize::new(0), Mutex::new(Random::seeded()));
     let outcomes: Mutex<BTreeMap<(&str, i32), usize>> = Mutex::default();
-    let (total, start) = (3 * tries(), Instant::now());
+    let tries = std::env::var("FOREBAY_TRIES").map_or(120, |text| text.parse().expect("a number"));
+    let start = Instant::now();
     let work = |worker: usize| {
         let out = gateway.folder.join(format!("out-{worker}.jsonl")).display().to_string();
         loop {
             let number = count.fetch_add(1, Ordering::Relaxed);
-            if number >= total {
+            if number >= tries {
                 return;
             }
             let pick = random.lock().expect("lock").below(1 << 30) as usize;
