@@ -133,18 +133,21 @@ struct Device {
 }
 
 impl Device {
+    /// Returns once the gateway has acknowledged the subscription: what comes before it is for nobody.
     fn start(to: SocketAddr) -> Self {
+        let (subscribed, is_subscribed) = std::sync::mpsc::channel();
         let is_over = Arc::<AtomicBool>::default();
         let (done, deliveries) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<Vec<Value>>>::default());
         let (over, did, got) = (Arc::clone(&is_over), Arc::clone(&done), Arc::clone(&deliveries));
         let thread = std::thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
-                let session = || serve(to, &over, &did, &got);
+                let session = || serve(to, &over, (&did, &got), &subscribed);
                 // A gateway that is killed ends the connection in the middle of anything.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(session));
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
+        is_subscribed.recv_timeout(LONG).expect("the device is subscribed");
         Self { is_over, done, deliveries, thread: Some(thread) }
     }
 
@@ -155,7 +158,12 @@ impl Device {
     }
 }
 
-fn serve(to: SocketAddr, over: &AtomicBool, did: &Mutex<Vec<String>>, got: &Mutex<Vec<Value>>) {
+fn serve(
+    to: SocketAddr,
+    over: &AtomicBool,
+    (did, got): (&Mutex<Vec<String>>, &Mutex<Vec<Value>>),
+    subscribed: &std::sync::mpsc::Sender<()>,
+) {
     if TcpStream::connect(to).is_err() {
         return;
     }
@@ -180,6 +188,8 @@ fn serve(to: SocketAddr, over: &AtomicBool, did: &Mutex<Vec<String>>, got: &Mute
                 client.send(&publish(false, 1, packet_id, "plant/press-4/answer", &[], confirmation.as_bytes()));
                 client.send(&answer(0x40, delivery.id));
             }
+            // Nobody waits for it after the first time.
+            Heard::Packet(packet) if packet[0] == 0x90 => drop(subscribed.send(())),
             Heard::Packet(_) | Heard::Nothing => {}
             Heard::End => return,
         }
