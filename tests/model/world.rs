@@ -356,7 +356,8 @@ impl World {
             let config: Arc<forward::Config> = Arc::new(toml::from_str(&text).expect("a destination"));
             let journal = &running.stepped.journal;
             // Some incarnations of a destination have one connection for each lane, others several.
-            let sending = Arc::new(Sending { connections: 1 + to.incarnation as u16 % 3, ..Sending::default() });
+            let more = if self.seed & super::SHARED != 0 { to.incarnation as u16 % 3 } else { 0 };
+            let sending = Arc::new(Sending { connections: 1 + more, ..Sending::default() });
             let pressure = Pressure::new(journal.lanes(), |_| Some(&*sending), None);
             let (_changes, changed) = watch::channel(0);
             let mut links = Vec::new();
