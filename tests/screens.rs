@@ -1,6 +1,6 @@
 //! Screens at 80 and 120 columns with names as long as plants have them: nothing wraps.
 //!
-//! The commands are those of the program; what the gateway answers is recorded in `tests/golden/screens/*.json`. The
+//! The commands are those of the program; what the gateway answers is recorded in `tests/screens/*.json`. The
 //! screens stand beside it, for people who change a table. `FOREBAY_WRITE_GOLDEN=1` writes those that are missing.
 //! Those of `top` are compared in `src/cli/top.rs`.
 
@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/screens").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/screens").join(name)
 }
 
 /// An answer of the gateway. Ages are of three days and some hours, whenever the test runs.

@@ -58,7 +58,7 @@ mod tests {
 
     fn status(queued: u64, left: Option<u64>) -> Status {
         let mut status: Status =
-            serde_json::from_str(&include_str!("../../tests/golden/screens/status.json").replace("@ago", ""))
+            serde_json::from_str(&include_str!("../../tests/screens/status.json").replace("@ago", ""))
                 .expect("a status");
         status.outlooks.truncate(1);
         status.outlooks[0].drains.truncate(1);

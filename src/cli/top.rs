@@ -302,12 +302,12 @@ mod tests {
             let ago = Timestamp::from(ago).to_string();
             serde_json::from_str(&text.replace("@ago", &ago).replace("@recorded", &ago)).expect("an answer")
         }
-        let status: Status = recorded(include_str!("../../tests/golden/screens/status.json"));
+        let status: Status = recorded(include_str!("../../tests/screens/status.json"));
         Answers {
             draining: Drains::default().lines(&status),
             status: Some(status),
-            devices: recorded(include_str!("../../tests/golden/screens/devices.json")),
-            letters: recorded(include_str!("../../tests/golden/screens/letters.json")),
+            devices: recorded(include_str!("../../tests/screens/devices.json")),
+            letters: recorded(include_str!("../../tests/screens/letters.json")),
             ..Answers::default()
         }
     }
@@ -323,10 +323,10 @@ mod tests {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    /// The screens stand in `tests/golden/screens`; `FOREBAY_WRITE_GOLDEN=1` writes those that are missing.
+    /// The screens stand in `tests/screens`; `FOREBAY_WRITE_GOLDEN=1` writes those that are missing.
     #[test]
     fn the_screens_show_problems_first_and_fit_80_and_120_columns() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/screens");
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/screens");
         let mut different = Vec::new();
         for (page, name) in [
             (Page::Lanes, "lanes"),
